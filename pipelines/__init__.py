@@ -1,0 +1,1 @@
+"""The relex pipeline for Kubeflow and the pieces that trigger it."""

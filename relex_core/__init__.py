@@ -1,0 +1,20 @@
+"""relex: extrapolate RLVR checkpoints, and promote one only when it is shown to help.
+
+The stages, in order; each is one public function, called alike by the command line, by the
+Kubeflow components and by the Airflow tasks:
+
+    collect      RunSpec                       -> WindowManifest   (which checkpoints are the observation window)
+    fit          WindowManifest                -> FitArtifact      (one direction and one line per weight tensor)
+    extrapolate  FitArtifact                   -> checkpoints      (base + scale * coefficient * direction)
+    evaluate     checkpoints                   -> EvalResults      (accuracy with error bars)
+    decide       EvalResults                   -> Decision         (promote one, or keep what was observed)
+
+Importing this package loads neither torch nor a cloud client.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("relex")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

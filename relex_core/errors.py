@@ -1,0 +1,100 @@
+"""The errors a user can cause or meet, each with the exit status of the command line.
+
+Every error says *what* is wrong, *where*, what was *expected*, and what to do *next*. Each class also
+inherits the standard exception a Python caller would reach for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RelexError(Exception):
+    """Base of all errors that relex raises on purpose.
+
+    Args:
+        what: one sentence, the fact.
+        where: the file, URI, step, tensor or field concerned.
+        expected: what would have been right.
+        next_step: what the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", next_step: str = "") -> None:
+        self.what, self.where, self.expected, self.next_step = what, where, expected, next_step
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"  where:    {self.where}")
+        if self.expected:
+            parts.append(f"  expected: {self.expected}")
+        if self.next_step:
+            parts.append(f"  next:     {self.next_step}")
+        return "\n".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
+        return (_rebuild, (type(self), self.what, self.where, self.expected, self.next_step))
+
+
+def _rebuild(cls: type[RelexError], what: str, where: str, expected: str, next_step: str) -> RelexError:
+    return cls(what, where=where, expected=expected, next_step=next_step)
+
+
+class SpecError(RelexError, ValueError):
+    """The spec or the command line is wrong."""
+
+    exit_code = 2
+
+
+class WindowNotReady(RelexError, RuntimeError):
+    """The observation window is not complete yet; trying again later can help."""
+
+    exit_code = 3
+
+
+class DataError(RelexError, ValueError):
+    """The input data are wrong; trying again cannot help."""
+
+    exit_code = 4
+
+
+class WindowError(DataError):
+    """The checkpoints found cannot form an observation window.
+
+    Args:
+        problems: every problem found, one line each, by step and tensor; all are shown at once.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        next_step: str = "",
+        problems: Sequence[str] = (),
+    ) -> None:
+        if problems:
+            what = "\n".join([what, *(f"  - {problem}" for problem in problems)])
+        super().__init__(what, where=where, expected=expected, next_step=next_step)
+
+
+class CheckpointChanged(DataError):
+    """A file is no longer the one that window.json recorded."""
+
+
+class StorageError(RelexError, OSError):
+    """The storage failed, after retries."""
+
+    exit_code = 5
+
+
+class ObjectNotFound(StorageError, FileNotFoundError):
+    """There is no object of that name."""
+
+
+class ObjectExists(StorageError, FileExistsError):
+    """An atomic create found the name taken."""

@@ -1,0 +1,49 @@
+"""Every path of a run directory, as keys below its root, and which of them are completion markers.
+
+    RUN/
+      spec.json                      the resolved spec
+      window.json                    WindowManifest (marker of collect)
+      fit/direction-*.safetensors    stored directions, one file per tensor group
+      fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
+      fit/gram.safetensors           all Gram matrices
+      fit/fit.json                   marker of fit
+      candidates/<name>/             a complete Hugging Face checkpoint
+      candidates/<name>/relex.json   provenance; marker of the candidate
+      eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
+      decision.json                  marker of decide
+      events.jsonl                   what happened when
+"""
+
+from __future__ import annotations
+
+SPEC = "spec.json"
+WINDOW = "window.json"
+GRAM = "fit/gram.safetensors"
+FIT = "fit/fit.json"
+DECISION = "decision.json"
+CANDIDATES = "candidates"
+EVALUATIONS = "eval"
+
+PROVENANCE = "relex.json"
+SAMPLES = "samples.jsonl"
+SUMMARY = "summary.json"
+
+
+def direction(group: int, groups: int) -> str:
+    """Stored directions of tensor group `group` (from 1)."""
+    return f"fit/direction-{group:05d}-of-{groups:05d}.safetensors"
+
+
+def group_gram(group: int, groups: int) -> str:
+    """Gram matrices of tensor group `group` (from 1); its existence means that the group is complete."""
+    return f"fit/gram-{group:05d}-of-{groups:05d}.safetensors"
+
+
+def candidate(name: str) -> str:
+    """Folder of one candidate."""
+    return f"{CANDIDATES}/{name}"
+
+
+def evaluation(candidate: str, task: str, split: str) -> str:
+    """Folder of one candidate's answers to one task; `split` is "select" or "confirm"."""
+    return f"{EVALUATIONS}/{candidate}/{task}-{split}"

@@ -1,0 +1,298 @@
+"""RunSpec: the one file that a user writes (YAML or JSON). Imports neither torch nor a cloud client.
+
+    spec = load_spec("relex.yaml")              # refuses unknown fields, naming the nearest known one
+    spec = load_spec("relex.yaml", out="run/")  # --out overrides run_root
+
+Relative paths in a spec file are relative to the folder of that file. Only `base`, `trajectory` and
+`window.t_cut` are required. The resolved spec is written to RUN/spec.json.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from relex_core.errors import SpecError
+from relex_core.storage.uri import absolute_uri, join_uri
+
+Baseline = Literal["last_observed", "trailing_average", "weight_extrapolation", "first_update", "expo", "pinned"]
+FloatDType = Literal["float32", "bfloat16", "float16"]
+Step = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class Section(BaseModel):
+    """A part of the spec: immutable, and closed to unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WindowSpec(Section):
+    """Which checkpoints are observed."""
+
+    t_cut: Annotated[int, Field(ge=1, lt=2**53)]
+    """Last optimizer step of the observation window."""
+    first: Annotated[int, Field(ge=1, lt=2**53)] = 1
+    """First optimizer step of the window; earlier checkpoints are ignored."""
+    every: Annotated[int, Field(ge=1, lt=2**53)] | None = None
+    """If given, every step first, first + every, ..., t_cut must be there."""
+    min_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """A window with fewer checkpoints is refused; a line needs two."""
+    skip_incomplete: bool = False
+    """Leave out an incomplete checkpoint that lies below a complete one, instead of refusing the window."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WindowSpec:
+        if self.first > self.t_cut:
+            raise ValueError(f"first={self.first} lies after t_cut={self.t_cut}")
+        if self.every and (self.t_cut - self.first) % self.every:
+            raise ValueError(
+                f"t_cut={self.t_cut} is not first + a multiple of every: "
+                f"{self.t_cut} - {self.first} is not divisible by {self.every}"
+            )
+        return self
+
+
+class FitSpec(Section):
+    """How the direction and its line are fitted."""
+
+    basis: Literal["rank", "per_parameter"] = "rank"
+    """`rank`: the top singular directions. `per_parameter`: a line per weight (the paper's raw-delta ablation)."""
+    rank: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many singular directions (basis `rank`)."""
+    temporal: Literal["linear", "polynomial"] = "linear"
+    """What is fitted to each coefficient over the true steps."""
+    degree: Annotated[int, Field(ge=1, le=5)] = 1
+    """Degree of the polynomial (temporal `polynomial`)."""
+    trailing_averages: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Averages of the last k checkpoints to store beside the direction."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA where there is one."""
+    memory_budget: ByteSize = ByteSize(4 * 2**30)
+    """Bytes the fit may hold resident, interpreter included."""
+    direction_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the directions are stored."""
+    group_size: ByteSize = ByteSize(256 * 2**20)
+    """Bytes of stored direction per file of fit/; a killed fit loses at most one such group."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FitSpec:
+        if self.temporal == "linear" and self.degree != 1:
+            raise ValueError(f"degree={self.degree} needs temporal: polynomial")
+        if self.basis == "per_parameter" and self.rank != 1:
+            raise ValueError("rank belongs to basis: rank; basis: per_parameter has none")
+        if len(set(self.trailing_averages)) != len(self.trailing_averages):
+            raise ValueError("trailing_averages names the same length twice")
+        return self
+
+
+class CandidatesSpec(Section):
+    """Which checkpoints are written."""
+
+    target_steps: tuple[Step, ...] = ()
+    """Optimizer steps to extrapolate to. Empty: 2, 4 and 6 windows (2, 4, 6 x t_cut)."""
+    scales: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (1.0,)
+    """Factors on the whole displacement; 1.0 is the paper."""
+    baselines: tuple[Baseline, ...] = ("last_observed",)
+    """What RELEX is compared with."""
+    reconstruction_steps: tuple[Step, ...] = ()
+    """Observed steps to rebuild from the direction alone (rank-1 denoising, no horizon)."""
+    expo_alphas: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (0.5,)
+    """Factors of ExPO: W_T + alpha (W_T - W_0)."""
+    dtype: Literal["checkpoint", "base"] | FloatDType = "checkpoint"
+    """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
+    keep: Literal["winner", "all"] = "winner"
+    """After the decision, delete the losers, or keep all. Without evaluation all are kept."""
+
+
+class TaskSpec(Section):
+    """Questions with verifiable answers."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    file: str
+    """JSONL, one object a line with `prompt` and `answer` (and `id` if you like): a path or gs:// URI."""
+    grader: Literal["exact"] = "exact"
+    """`exact`: the stripped completion equals the answer."""
+
+
+class SplitSpec(Section):
+    """One set of questions and how they are sampled."""
+
+    task: TaskSpec
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Completions a question."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Longest completion, in tokens."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Prompts a batch; part of the result, because decoding is not exactly batch-invariant."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _greedy_once(self) -> SplitSpec:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"samples={self.samples} at temperature 0 would repeat one answer {self.samples} times")
+        return self
+
+
+class EvaluationSpec(Section):
+    """How candidates are measured. The same questions never select and confirm."""
+
+    backend: Literal["transformers"] = "transformers"
+    device: str = "auto"
+    select: SplitSpec
+    """Chooses the finalist among all candidates."""
+    confirm: SplitSpec
+    """Untouched until then: finalist against the last observed checkpoint."""
+
+
+class DecisionSpec(Section):
+    """When a candidate is promoted."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the interval on the confirmed gain."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """The whole interval must lie above this difference in accuracy (0.01 = one point)."""
+
+
+class CostSpec(Section):
+    """What a training step costs."""
+
+    gpu_hours_per_step: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class RunSpec(Section):
+    """Everything relex needs to know about one run."""
+
+    base: str
+    """Folder of the model the RL run started from: a path or gs:// URI."""
+    trajectory: str
+    """The folder that holds the step folders."""
+    run_root: str
+    """Where relex writes; `--out` overrides it. Default: TRAJECTORY/relex."""
+    window: WindowSpec
+    fit: FitSpec = FitSpec()
+    candidates: CandidatesSpec = CandidatesSpec()
+    evaluation: EvaluationSpec | None = None
+    decision: DecisionSpec = DecisionSpec()
+    cost: CostSpec = CostSpec()
+
+    @model_validator(mode="after")
+    def _averages_are_fitted(self) -> RunSpec:
+        if "trailing_average" in self.candidates.baselines and not self.fit.trailing_averages:
+            raise ValueError(
+                "candidates.baselines names trailing_average, which the fit must store: "
+                "set fit.trailing_averages, for example [20]"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that a run directory belongs to: a spec that differs here needs another directory.
+
+        Where and how fast the fit runs does not change its result, so those fields are left out.
+        """
+        fit = self.fit.model_dump(mode="json", exclude={"device", "memory_budget"})
+        return {"base": self.base, "trajectory": self.trajectory, "window": self.window.model_dump(), "fit": fit}
+
+
+def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
+    """Read a RunSpec from a YAML or JSON file.
+
+    Args:
+        path: the file.
+        out: overrides `run_root`; relative to the working directory.
+
+    Raises:
+        SpecError: the file cannot be read, has a wrong field, or lacks one; all faults are listed at once.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except OSError as error:
+        raise SpecError(
+            f"cannot read the spec: {error.strerror}", where=str(path), next_step="give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"the spec is not YAML: {error}", where=str(path)) from error
+    return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
+
+
+def resolve_spec(data: object, *, where: str, folder: Path, out: str | None = None) -> RunSpec:
+    """Check a spec's data and make every URI in it absolute.
+
+    Args:
+        data: what the file holds.
+        where: named in errors.
+        folder: what relative paths are relative to.
+        out: overrides `run_root`.
+
+    Raises:
+        SpecError: as for `load_spec`.
+    """
+    if not isinstance(data, dict):
+        raise SpecError("the spec is not a mapping", where=where, expected="base, trajectory, window: {t_cut: N}")
+    data = dict(data)
+    for name in ("base", "trajectory", "run_root"):
+        if isinstance(data.get(name), str):
+            data[name] = absolute_uri(data[name], folder)
+    if out is not None:
+        data["run_root"] = absolute_uri(out, Path.cwd())
+    elif "run_root" not in data and isinstance(data.get("trajectory"), str):
+        data["run_root"] = join_uri(data["trajectory"], "relex")
+    try:
+        spec = RunSpec.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, nothing else is coerced
+    except ValidationError as error:
+        raise SpecError(_all_faults(error), where=where, next_step="see docs/spec.md for every field") from None
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the spec holds something that is not plain data: {error}", where=where) from None
+    return _with_absolute_tasks(spec, folder)
+
+
+def _with_absolute_tasks(spec: RunSpec, folder: Path) -> RunSpec:
+    if spec.evaluation is None:
+        return spec
+    update: dict[str, SplitSpec] = {}
+    for name in ("select", "confirm"):
+        split: SplitSpec = getattr(spec.evaluation, name)
+        task = split.task.model_copy(update={"file": absolute_uri(split.task.file, folder)})
+        update[name] = split.model_copy(update={"task": task})
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=update)})
+
+
+def _all_faults(error: ValidationError) -> str:
+    lines = ["the spec is wrong:"]
+    for fault in error.errors(include_url=False):
+        location = tuple(str(part) for part in fault["loc"])
+        name = ".".join(location) or "spec"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"  - {name}: unknown field{_nearest(location)}")
+        elif fault["type"] == "missing":
+            lines.append(f"  - {name}: required, but not given")
+        else:
+            lines.append(f"  - {name}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})")
+    return "\n".join(lines)
+
+
+def _nearest(location: tuple[str, ...]) -> str:
+    """ "; did you mean 't_cut'?" for an unknown field at `location`."""
+    section: type[BaseModel] | None = RunSpec
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if section else None
+        section = _section_of(field.annotation) if field else None
+    known = list(section.model_fields) if section else []
+    match = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; known here: {', '.join(known)}"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The Section in an annotation such as `EvaluationSpec | None`."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)

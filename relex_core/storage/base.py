@@ -1,0 +1,89 @@
+"""The Store protocol: what relex asks of a place that holds objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object, as a listing shows it."""
+
+    name: str
+    """Key below the store's root, with "/" between folders."""
+    size: int
+    """Bytes."""
+    generation: int
+    """Changes whenever the content is replaced: the GCS generation, or a file's modification time in ns."""
+    crc32c: str | None = None
+    """Checksum, base64 as GCS gives it; None where the store keeps none."""
+
+
+class Writer(Protocol):
+    """A stream whose object appears, whole, when the stream is closed without an error."""
+
+    def write(self, data: memoryview | bytes, /) -> object: ...
+
+
+class Store(Protocol):
+    """A folder of objects. Implementations are safe to use from several threads.
+
+    Every method raises StorageError when the storage fails after retries, and ObjectNotFound for a missing key.
+    """
+
+    uri: str
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects below the folder `prefix`, at any depth, ordered by name."""
+
+    def stat(self, key: str) -> ObjectInfo:
+        """What a listing would show of one object."""
+
+    def read_into(self, key: str, generation: int, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (writable bytes) with the object's bytes from `offset`.
+
+        Raises:
+            CheckpointChanged: the object is no longer of that generation.
+            StorageError: it ends before the buffer is full.
+        """
+
+    def create(self, key: str, data: bytes) -> ObjectInfo:
+        """Write a new object in one step.
+
+        Raises:
+            ObjectExists: the key is taken; of many callers exactly one succeeds.
+        """
+
+    def open_write(self, key: str) -> AbstractContextManager[Writer]:
+        """A stream to a new or replaced object: published when the block ends, dropped when it raises."""
+
+    def delete(self, key: str) -> None:
+        """Remove one object; a missing key is no error."""
+
+
+def read_bytes(store: Store, key: str) -> bytes:
+    """One small object, whole."""
+    info = store.stat(key)
+    data = bytearray(info.size)
+    store.read_into(key, info.generation, 0, memoryview(data))
+    return bytes(data)
+
+
+def write_bytes(store: Store, key: str, data: bytes) -> None:
+    """Write or replace one small object."""
+    with store.open_write(key) as writer:
+        writer.write(data)
+
+
+def exists(store: Store, key: str) -> bool:
+    """Whether there is such an object."""
+    from relex_core.errors import ObjectNotFound
+
+    try:
+        store.stat(key)
+    except ObjectNotFound:
+        return False
+    return True

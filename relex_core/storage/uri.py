@@ -1,0 +1,40 @@
+"""gs:// URIs, file:// URIs and paths, told apart and joined in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from relex_core.errors import SpecError
+
+
+def absolute_uri(uri: str, folder: Path) -> str:
+    """Normalise a location: gs:// stays as it is, file:// becomes a path, relative paths start from `folder`.
+
+    Raises:
+        SpecError: the scheme is neither gs nor file, or the URI names no bucket.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if not uri:
+            raise SpecError("an empty location", expected="a path, file:// or gs:// URI")
+        return str((folder / Path(uri).expanduser()).absolute())
+    if scheme == "file":
+        return unquote(urlsplit(uri).path)
+    if scheme == "gs":
+        bucket, _, key = rest.partition("/")
+        if not bucket:
+            raise SpecError("a gs:// URI without a bucket", where=uri, expected="gs://BUCKET/FOLDER")
+        return f"gs://{bucket}/{key.strip('/')}".rstrip("/")
+    raise SpecError(f"unknown scheme {scheme}://", where=uri, expected="a path, file:// or gs:// URI")
+
+
+def join_uri(uri: str, name: str) -> str:
+    """`name` inside the folder `uri`."""
+    return f"{uri.rstrip('/')}/{name}" if name else uri
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The folder and the last name of a location: "gs://b/a/c.json" -> ("gs://b/a", "c.json")."""
+    folder, _, name = uri.rpartition("/")
+    return folder, name
