@@ -1,17 +1,17 @@
 """Every path of a run directory, as keys below its root, and which of them are completion markers.
 
-    RUN/
-      spec.json                      the resolved spec
-      window.json                    WindowManifest (marker of collect)
-      fit/direction-*.safetensors    stored directions, one file per tensor group
-      fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
-      fit/gram.safetensors           all Gram matrices
-      fit/fit.json                   marker of fit
-      candidates/<name>/             a complete Hugging Face checkpoint
-      candidates/<name>/relex.json   provenance; marker of the candidate
-      eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
-      decision.json                  marker of decide
-      events.jsonl                   what happened when
+RUN/
+  spec.json                      the resolved spec
+  window.json                    WindowManifest (marker of collect)
+  fit/direction-*.safetensors    stored directions, one file per tensor group
+  fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
+  fit/gram.safetensors           all Gram matrices
+  fit/fit.json                   marker of fit
+  candidates/<name>/             a complete Hugging Face checkpoint
+  candidates/<name>/relex.json   provenance; marker of the candidate
+  eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
+  decision.json                  marker of decide
+  events.jsonl                   what happened when
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ WINDOW = "window.json"
 GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"
+EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"
 
@@ -29,9 +30,9 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 
 
-def direction(group: int, groups: int) -> str:
-    """Stored directions of tensor group `group` (from 1)."""
-    return f"fit/direction-{group:05d}-of-{groups:05d}.safetensors"
+def stored_column(column: str, group: int, groups: int) -> str:
+    """Stored directions of one column ("direction", "trailing_average_20", ...) of tensor group `group` (from 1)."""
+    return f"fit/{column}-{group:05d}-of-{groups:05d}.safetensors"
 
 
 def group_gram(group: int, groups: int) -> str:

@@ -78,7 +78,7 @@ class FitSpec(Section):
     """Bytes the fit may hold resident, interpreter included."""
     direction_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the directions are stored."""
-    group_size: ByteSize = ByteSize(256 * 2**20)
+    group_size: Annotated[ByteSize, Field(ge=1)] = ByteSize(64 * 2**20)
     """Bytes of stored direction per file of fit/; a killed fit loses at most one such group."""
 
     @model_validator(mode="after")

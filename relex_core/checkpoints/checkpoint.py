@@ -1,0 +1,148 @@
+"""One Hugging Face checkpoint folder, understood from its file names and headers alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from relex_core.checkpoints.safetensors_file import TensorEntry, TornFile, read_header
+from relex_core.errors import DataError, ObjectNotFound
+from relex_core.storage import ObjectInfo, Store, read_bytes
+
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor of a checkpoint lies."""
+
+    file: ObjectInfo
+    entry: TensorEntry
+
+
+@dataclass
+class Checkpoint:
+    """What a folder holds, and what is wrong with it."""
+
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    """By name, in the order of the files and of the bytes within them."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    files: list[ObjectInfo] = field(default_factory=list)
+    """What the weights need: the shards, and their index where there is one."""
+    incomplete: list[str] = field(default_factory=list)
+    """Problems that more writing could cure: a missing or short shard."""
+    wrong: list[str] = field(default_factory=list)
+    """Problems that it could not."""
+
+    @property
+    def problems(self) -> list[str]:
+        return [*self.wrong, *self.incomplete]
+
+
+def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
+    """Read a checkpoint's index, config and shard headers, and list every problem instead of stopping at the first.
+
+    Args:
+        store: rooted at the checkpoint's folder.
+        files: the objects directly in it.
+
+    Raises:
+        StorageError: the storage failed; a file that vanished since the listing is a problem of the checkpoint.
+    """
+    checkpoint = Checkpoint()
+    by_name = {info.name: info for info in files}
+    try:
+        checkpoint.config = _config(store, by_name, checkpoint)
+        shards = _shards(store, by_name, checkpoint)
+        for name, expected in shards.items():
+            _read_shard(store, by_name[name], expected, checkpoint)
+    except ObjectNotFound as error:
+        checkpoint.incomplete.append(f"a file vanished while it was looked at: {error.where}")
+    return checkpoint
+
+
+def _config(store: Store, files: Mapping[str, ObjectInfo], checkpoint: Checkpoint) -> Mapping[str, object]:
+    if CONFIG not in files:
+        return {}
+    try:
+        config = json.loads(read_bytes(store, CONFIG))
+    except (ValueError, RecursionError) as error:
+        checkpoint.incomplete.append(f"{CONFIG} is not JSON: {error}")
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _shards(store: Store, files: Mapping[str, ObjectInfo], checkpoint: Checkpoint) -> dict[str, set[str] | None]:
+    """Shard files to read, in order, each with the tensors the index expects in it (None: no index)."""
+    if SINGLE_FILE in files:  # as transformers does, one file goes before an index
+        return {SINGLE_FILE: None}
+    if INDEX in files:
+        checkpoint.files.append(files[INDEX])
+        return _indexed_shards(store, files, checkpoint)
+    checkpoint.incomplete.append(_why_no_weights(files))
+    return {}
+
+
+def _why_no_weights(files: Mapping[str, ObjectInfo]) -> str:
+    names = sorted(files)
+    if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in names):
+        return f"{INDEX} is missing"
+    if "adapter_model.safetensors" in files:
+        return "only a LoRA adapter is there, no full weights"
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "only pickled weights are there; save safetensors (save_safetensors / safe_serialization)"
+    if CONFIG in files:
+        return (
+            f"weights are missing: {CONFIG} is there, but neither {SINGLE_FILE} nor {INDEX} "
+            "(verl writes them only with hf_model in checkpoint.save_contents)"
+        )
+    return f"no weights: neither {SINGLE_FILE} nor {INDEX} is there"
+
+
+def _indexed_shards(
+    store: Store, files: Mapping[str, ObjectInfo], checkpoint: Checkpoint
+) -> dict[str, set[str] | None]:
+    try:
+        weight_map = json.loads(read_bytes(store, INDEX))["weight_map"]
+        items = list(weight_map.items())
+        if not items or not all(isinstance(name, str) for pair in items for name in pair):
+            raise TypeError("weight_map is empty or not a map of names")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        checkpoint.incomplete.append(f"{INDEX} cannot be understood: {error}")
+        return {}
+    shards: dict[str, set[str] | None] = {}
+    for tensor, name in items:
+        if "/" in name or "\\" in name or name.startswith("."):
+            checkpoint.wrong.append(f"{INDEX} points outside its folder: {name[:200]!r}")
+        elif name not in files:
+            problem = f"shard {name} is missing"
+            if problem not in checkpoint.incomplete:
+                checkpoint.incomplete.append(problem)
+        else:
+            expected = shards.setdefault(name, set())
+            assert expected is not None
+            expected.add(tensor)
+    return dict(sorted(shards.items()))
+
+
+def _read_shard(store: Store, info: ObjectInfo, expected: set[str] | None, checkpoint: Checkpoint) -> None:
+    try:
+        header = read_header(store, info)
+    except TornFile as error:
+        checkpoint.incomplete.append(f"{info.name} is cut off: {error.what}")
+        return
+    except DataError as error:
+        checkpoint.wrong.append(f"{info.name} is not a valid safetensors file: {error.what} ({error.where})")
+        return
+    checkpoint.files.append(info)
+    found = {entry.name for entry in header.tensors}
+    if expected is not None:
+        for name in sorted(expected - found):
+            checkpoint.wrong.append(f"tensor {name} is not in {info.name}, where {INDEX} puts it")
+    for entry in header.tensors:
+        if expected is None or entry.name in expected:
+            checkpoint.tensors[entry.name] = StoredTensor(info, entry)

@@ -1,0 +1,104 @@
+"""Reading pieces of one tensor, or of neighbouring tensors, out of checkpoint files as byte ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
+from relex_core.checkpoints.safetensors_file import read_header
+from relex_core.errors import CheckpointChanged, DataError
+from relex_core.manifest import FileRecord
+from relex_core.storage import ObjectInfo, Store, open_store
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes `start` to `stop` of a tensor, and where they go in the caller's buffer."""
+
+    tensor: str
+    start: int
+    stop: int
+    at: int
+
+
+class TensorReader:
+    """Reads tensors of known files by byte range. Safe to use from several threads."""
+
+    def __init__(self, label: str, store: Store, tensors: Mapping[str, StoredTensor]) -> None:
+        self.label, self.tensors = label, tensors
+        self._store = store
+        self._bytes_read = 0
+        self._lock = Lock()
+
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes read so far."""
+        return self._bytes_read
+
+    def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
+        """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read.
+
+        Raises:
+            CheckpointChanged: a file was replaced since it was collected.
+            StorageError: the storage failed.
+        """
+        for stored, offset, at, count in self._ranges(pieces):
+            try:
+                self._store.read_into(stored.file.name, stored.file.generation, offset, buffer[at : at + count])
+            except CheckpointChanged as error:
+                raise CheckpointChanged(
+                    f"checkpoint changed: {self.label}: {error.what}",
+                    where=error.where,
+                    expected=error.expected,
+                    next_step=error.next_step,
+                ) from None
+            with self._lock:
+                self._bytes_read += count
+
+    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[StoredTensor, int, int, int]]:
+        """(file, offset in it, offset in the buffer, bytes) of the reads that `pieces` need."""
+        merged: list[tuple[StoredTensor, int, int, int]] = []
+        for piece in pieces:
+            stored = self.tensors.get(piece.tensor)
+            if stored is None:
+                raise DataError(f"tensor {piece.tensor} is missing", where=f"{self._store.uri} ({self.label})")
+            offset, count = stored.entry.offset + piece.start, piece.stop - piece.start
+            if merged:
+                last, last_offset, last_at, last_count = merged[-1]
+                neighbours = last_offset + last_count == offset and last_at + last_count == piece.at
+                if neighbours and last.file.name == stored.file.name:
+                    merged[-1] = (last, last_offset, last_at, last_count + count)
+                    continue
+            merged.append((stored, offset, piece.at, count))
+        return merged
+
+
+def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) -> TensorReader:
+    """The weights of one checkpoint, as recorded in the manifest.
+
+    Raises:
+        CheckpointChanged: its files are no longer those of the manifest.
+    """
+    store = open_store(uri)
+    checkpoint = open_checkpoint(store, [record.info() for record in files])
+    if checkpoint.problems:
+        raise CheckpointChanged(
+            f"{label} is not the checkpoint that was collected: {'; '.join(checkpoint.problems)}",
+            where=uri,
+            next_step="collect again into a new run directory",
+        )
+    return TensorReader(label, store, checkpoint.tensors)
+
+
+def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> TensorReader:
+    """All tensors of several safetensors files together.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for info in files:
+        tensors.update({entry.name: StoredTensor(info, entry) for entry in read_header(store, info).tensors})
+    return TensorReader(label, store, tensors)

@@ -1,0 +1,320 @@
+"""collect: RunSpec -> WindowManifest. Decides which checkpoints are the observation window, from headers alone.
+
+    listing -> step folders -> headers, in parallel -> complete? the same tensors? -> window.json
+
+No weight is read and nothing here imports torch, so a sensor can ask `find_window` as often as it likes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from relex_core import layout
+from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_core.checkpoints.layouts import LAYOUTS, StepFolder, find_steps
+from relex_core.checkpoints.safetensors_file import FLOATS
+from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
+from relex_core.events import record_event
+from relex_core.manifest import (
+    BaseRecord,
+    CheckpointRecord,
+    FileRecord,
+    TensorRecord,
+    WindowManifest,
+    load_manifest,
+)
+from relex_core.spec import RunSpec, WindowSpec
+from relex_core.storage import ObjectInfo, exists, join_uri, open_store, read_bytes, write_bytes
+
+HEADER_READS_AT_ONCE = 16
+
+# Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
+COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
+NOT_COMPANIONS = re.compile(r".*\.index\.json|relex\.json|trainer_state\.json|adapter_config\.json")
+
+# Fields of config.json that make it another model although all shapes may agree.
+IDENTITY_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rope_theta",
+)
+
+
+@dataclass(frozen=True)
+class ObservedStep:
+    """One step folder with what its headers say."""
+
+    folder: StepFolder
+    uri: str
+    checkpoint: Checkpoint
+
+    @property
+    def incomplete(self) -> list[str]:
+        marker = [self.folder.unfinished] if self.folder.unfinished else []
+        return marker + self.checkpoint.incomplete
+
+
+def collect(spec: RunSpec) -> WindowManifest:
+    """Find the observation window and write RUN/spec.json and RUN/window.json.
+
+    A window that was collected before is kept as it is: later stages rely on the generations recorded in it.
+
+    Raises:
+        SpecError: the run directory belongs to another spec.
+        WindowNotReady: the window is not complete yet.
+        WindowError: a checkpoint is refused; all problems are listed.
+    """
+    store = open_store(spec.run_root)
+    claim_run_directory(spec)
+    if exists(store, layout.WINDOW):
+        return load_manifest(spec.run_root)
+    manifest = find_window(spec)
+    write_bytes(store, layout.WINDOW, manifest.model_dump_json(indent=1).encode())
+    record_event(spec.run_root, "collected", steps=len(manifest.steps), digest=manifest.digest)
+    return manifest
+
+
+def claim_run_directory(spec: RunSpec) -> None:
+    """Write RUN/spec.json, unless the directory belongs to another run; candidates and margins may change."""
+    store = open_store(spec.run_root)
+    try:
+        old = RunSpec.model_validate_json(read_bytes(store, layout.SPEC))
+    except ObjectNotFound:
+        pass
+    else:
+        mine, theirs = spec.identity(), old.identity()
+        changed = [name for name in mine if mine[name] != theirs[name]]
+        if changed:
+            raise SpecError(
+                f"the run directory belongs to another spec: {', '.join(changed)} differ",
+                where=f"{spec.run_root}/{layout.SPEC}",
+                expected="; ".join(f"{name}: {theirs[name]}" for name in changed),
+                next_step="use another --out, or delete that directory if it is not needed any more",
+            )
+        if old == spec:
+            return
+    write_bytes(store, layout.SPEC, spec.model_dump_json(indent=1).encode())
+
+
+def load_spec_of(run: str) -> RunSpec:
+    """Read RUN/spec.json.
+
+    Raises:
+        WindowNotReady: nothing was collected into this directory.
+    """
+    try:
+        return RunSpec.model_validate_json(read_bytes(open_store(run), layout.SPEC))
+    except ObjectNotFound:
+        raise WindowNotReady(
+            "this is no run directory", where=f"{run}/{layout.SPEC}", next_step=f"relex collect SPEC --out {run}"
+        ) from None
+
+
+def find_window(spec: RunSpec) -> WindowManifest:
+    """The observation window as it stands now; writes nothing.
+
+    Raises:
+        WindowNotReady: the window is not complete yet.
+        WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
+    """
+    base_files, base = _open_base(spec.base)
+    steps = observe(spec.trajectory)
+    _refuse_bad_steps(spec.window, steps)
+    window = _window(spec, steps)
+    problems = [
+        f"step {step.folder.step}: {problem}"
+        for step in window
+        for problem in [*step.checkpoint.wrong, *_differences(step.checkpoint, base, window[0].checkpoint)]
+    ]
+    if problems:
+        raise WindowError(
+            f"{len(problems)} problems in the observation window:",
+            where=spec.trajectory,
+            expected=f"the tensors and shapes of the base {spec.base} at every step, dtypes as at the first step",
+            next_step="repair or remove these checkpoints; is this the base that the run started from?",
+            problems=problems,
+        )
+    manifest = _manifest(spec, base_files, base, window)
+    refuse_identical_files(manifest)
+    return manifest
+
+
+def observe(trajectory: str) -> list[ObservedStep]:
+    """Every step folder of a trajectory, its headers read in parallel; complete or not."""
+    store = open_store(trajectory)
+    folders = find_steps(store, store.list())
+    if not folders:
+        known = ", ".join(f"{layout.step_folder}/{layout.weights}".rstrip("/") for layout in LAYOUTS)
+        raise WindowNotReady(
+            "no step folder is there yet",
+            where=trajectory,
+            expected=f"folders like one of: {known}".replace(r"(\d{1,15})", "N"),
+            next_step="check the trajectory's path, or wait for the first checkpoint",
+        )
+
+    def look(folder: StepFolder) -> ObservedStep:
+        uri = join_uri(trajectory, folder.weights)
+        return ObservedStep(folder, uri, open_checkpoint(open_store(uri), folder.files))
+
+    with ThreadPoolExecutor(HEADER_READS_AT_ONCE) as pool:
+        return list(pool.map(look, folders))
+
+
+def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
+    store = open_store(uri)
+    files = [info for info in store.list() if "/" not in info.name]
+    base = open_checkpoint(store, files)
+    if base.problems:
+        raise WindowError(
+            "the base is not a complete checkpoint:",
+            where=uri,
+            expected="config.json and safetensors weights",
+            next_step="point `base` at the folder of the model that the RL run started from",
+            problems=base.problems,
+        )
+    return files, base
+
+
+def _refuse_bad_steps(spec: WindowSpec, steps: Sequence[ObservedStep]) -> None:
+    """Refuse an incomplete checkpoint of the window that lies below a complete one: it will never become complete."""
+    complete = [step.folder.step for step in steps if not step.incomplete]
+    # Without any complete step to compare with, a later step folder shows that the earlier ones are finished.
+    last = complete[-1] if complete else steps[-1].folder.step
+    problems = [
+        f"step {step.folder.step}: {problem}"
+        for step in steps
+        if spec.first <= step.folder.step <= spec.t_cut and step.folder.step < last
+        for problem in step.incomplete
+    ]
+    if problems and not (spec.skip_incomplete and complete):
+        raise WindowError(
+            "incomplete checkpoints below a later one:",
+            problems=problems,
+            expected="every checkpoint of the window complete",
+            next_step="save or copy them again, or leave them out with window.skip_incomplete: true",
+        )
+
+
+def _window(spec: RunSpec, steps: Sequence[ObservedStep]) -> list[ObservedStep]:
+    """The complete checkpoints with first <= step <= t_cut."""
+    wanted = spec.window
+    complete = {step.folder.step: step for step in steps if not step.incomplete}
+    if not any(step >= wanted.t_cut for step in complete):
+        newest = steps[-1]
+        reasons = "; ".join(f"step {newest.folder.step}: {reason}" for reason in newest.incomplete)
+        raise WindowNotReady(
+            f"the window is not complete: the last complete checkpoint is "
+            f"{f'step {max(complete)}' if complete else 'none'}" + (f" ({reasons})" if reasons else ""),
+            where=spec.trajectory,
+            expected=f"a complete checkpoint at step {wanted.t_cut} or later",
+            next_step="wait for the run (relex watch), or lower window.t_cut",
+        )
+    if wanted.every:
+        missing = [s for s in range(wanted.first, wanted.t_cut + 1, wanted.every) if s not in complete]
+        if missing:
+            raise WindowNotReady(
+                f"steps are missing: {', '.join(map(str, missing[:20]))}{' ...' if len(missing) > 20 else ''}",
+                where=spec.trajectory,
+                expected=f"every step {wanted.first}, {wanted.first + wanted.every}, ..., {wanted.t_cut}",
+                next_step="wait for them, or change window.every",
+            )
+    window = [step for number, step in complete.items() if wanted.first <= number <= wanted.t_cut]
+    if len(window) < wanted.min_checkpoints:
+        held = ", ".join(f"step {step.folder.step}" for step in window) or "none"
+        raise WindowError(
+            f"t_cut={wanted.t_cut} keeps {len(window)} checkpoints ({held})",
+            where=spec.trajectory,
+            expected=f"at least {wanted.min_checkpoints}; a line needs 2",
+            next_step="collect earlier steps, or raise window.t_cut",
+        )
+    return window
+
+
+def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) -> list[str]:
+    """What keeps `checkpoint` from being a step of a run that started from `base` and whose first step is `first`."""
+    problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
+    problems += [
+        f"tensor {name} is extra: the base has none" for name in checkpoint.tensors if name not in base.tensors
+    ]
+    for name, stored in checkpoint.tensors.items():
+        of_base, of_first = base.tensors.get(name), first.tensors.get(name)
+        entry = stored.entry
+        if of_base is None:
+            continue
+        if entry.shape != of_base.entry.shape:
+            problems.append(f"tensor {name} has shape {list(entry.shape)}, the base {list(of_base.entry.shape)}")
+        elif entry.dtype != of_base.entry.dtype and not {entry.dtype, of_base.entry.dtype} <= FLOATS:
+            problems.append(f"tensor {name} is {entry.dtype}, in the base {of_base.entry.dtype}")
+        elif of_first is not None and entry.dtype != of_first.entry.dtype:
+            problems.append(f"tensor {name} is {entry.dtype}, at the first step {of_first.entry.dtype}")
+    return problems + _config_differences(checkpoint.config, base.config)
+
+
+def _config_differences(config: Mapping[str, object], base: Mapping[str, object]) -> list[str]:
+    return [
+        f"config.json has {name} = {config[name]}, the base {base[name]}: another base"
+        for name in IDENTITY_FIELDS
+        if None not in (config.get(name), base.get(name)) and config[name] != base[name]
+    ]
+
+
+def _manifest(
+    spec: RunSpec, base_files: Sequence[ObjectInfo], base: Checkpoint, window: Sequence[ObservedStep]
+) -> WindowManifest:
+    companions = [
+        info for info in base_files if COMPANION_FILES.fullmatch(info.name) and not NOT_COMPANIONS.fullmatch(info.name)
+    ]
+    first = window[0].checkpoint
+    return WindowManifest(
+        base=BaseRecord(uri=spec.base, files=_records([*base.files, *companions])),
+        checkpoints=tuple(
+            CheckpointRecord(step=step.folder.step, uri=step.uri, files=_records(step.checkpoint.files))
+            for step in window
+        ),
+        tensors=tuple(
+            TensorRecord(name=name, shape=stored.entry.shape, dtype=first.tensors[name].entry.dtype)
+            for name, stored in base.tensors.items()
+        ),
+        t_cut=spec.window.t_cut,
+    ).with_digest()
+
+
+def _records(files: Sequence[ObjectInfo]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord.of(info) for info in sorted(files, key=lambda info: info.name))
+
+
+def refuse_identical_files(manifest: WindowManifest) -> None:
+    """Refuse two steps whose files carry equal checksums, where the store keeps checksums.
+
+    Raises:
+        WindowError: two steps hold identical weights.
+    """
+    seen: dict[tuple[tuple[str, str], ...], int] = {}
+    for checkpoint in manifest.checkpoints:
+        sums = tuple((file.name, file.crc32c) for file in checkpoint.files if file.crc32c is not None)
+        if len(sums) < len(checkpoint.files):
+            continue
+        if sums in seen:
+            raise identical_steps(seen[sums], checkpoint.step, checkpoint.uri)
+        seen[sums] = checkpoint.step
+
+
+def identical_steps(first: int, second: int, where: str) -> DataError:
+    """The error for two steps with the same weights."""
+    return WindowError(
+        f"steps {first} and {second} hold identical weights",
+        where=where,
+        expected="every step another state of the run",
+        next_step=f"the trainer stopped moving or a checkpoint was copied: set window.t_cut to {first}, "
+        "or remove the copies from the trajectory",
+    )

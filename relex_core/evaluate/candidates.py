@@ -1,0 +1,132 @@
+"""What is measured: the base, the last observed checkpoint, and every complete folder of RUN/candidates/."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from relex_core import layout
+from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound, SpecError
+from relex_core.manifest import FileRecord, WindowManifest, digest_of
+from relex_core.storage import join_uri, open_store, read_bytes
+
+BASE = "base"
+LAST_OBSERVED = "last_observed"
+
+
+class Provenance(BaseModel):
+    """What evaluation and decision need of a candidate's relex.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    method: str
+    target_step: int | None = None
+    """Optimizer step it stands for; None for candidates without one, such as averages."""
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model to measure."""
+
+    name: str
+    uri: str
+    """Folder with config.json and weights."""
+    digest: str
+    """Identifies the weights: of relex.json's bytes, or of the window and the role in it."""
+    step: int | None
+    """Target step, or the step at which it was observed; None where it has none."""
+    method: str
+    scale: float | None = None
+    files: tuple[FileRecord, ...] = ()
+    """For observed checkpoints: the files as they were collected."""
+
+    def refuse_if_changed(self) -> None:
+        """Compare the files with those that were collected.
+
+        Raises:
+            CheckpointChanged: a file is gone or was replaced.
+        """
+        store = open_store(self.uri)
+        for file in self.files:
+            try:
+                unchanged = store.stat(file.name).generation == file.generation
+            except ObjectNotFound:
+                unchanged = False
+            if not unchanged:
+                raise CheckpointChanged(
+                    f"{self.name} is no longer what was collected: {file.name} is gone or was replaced",
+                    where=self.uri,
+                    expected=f"generation {file.generation}, as in {layout.WINDOW}",
+                    next_step="restore the file, or collect again into a new run directory",
+                )
+
+
+def references(manifest: WindowManifest) -> list[Candidate]:
+    """The base and the last observed checkpoint, which are always measured; both stay where they are."""
+
+    def digest(role: str) -> str:
+        return digest_of({"window": manifest.digest, "role": role})
+
+    base, last = manifest.base, manifest.last_observed
+    return [
+        Candidate(BASE, base.uri, digest(BASE), 0, BASE, files=base.files),
+        Candidate(LAST_OBSERVED, last.uri, digest(LAST_OBSERVED), last.step, LAST_OBSERVED, files=last.files),
+    ]
+
+
+def written_candidates(run: str) -> list[Candidate]:
+    """The candidates whose relex.json is there, by name; unfinished folders are left out.
+
+    Raises:
+        DataError: a relex.json is not what extrapolate writes.
+    """
+    store = open_store(run)
+    found = []
+    for info in store.list(layout.CANDIDATES):
+        folder, _, file = info.name.rpartition("/")
+        name = folder.removeprefix(f"{layout.CANDIDATES}/")
+        if file != layout.PROVENANCE or "/" in name:
+            continue
+        data = read_bytes(store, info.name)
+        try:
+            provenance = Provenance.model_validate_json(data)
+        except ValidationError as error:
+            raise _not_ours(run, info.name, str(error)) from None
+        if provenance.name != name or name in (BASE, LAST_OBSERVED):
+            raise _not_ours(run, info.name, f"the name {provenance.name!r} in the folder {name!r}")
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        uri = join_uri(run, folder)
+        found.append(Candidate(name, uri, digest, provenance.target_step, provenance.method, provenance.scale))
+    return sorted(found, key=lambda candidate: candidate.name)
+
+
+def choose(candidates: Iterable[Candidate], names: Sequence[str]) -> list[Candidate]:
+    """The candidates of these names, in that order.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    known = {candidate.name: candidate for candidate in candidates}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise SpecError(
+                f"there is no complete candidate {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                expected=f"one of {', '.join(known)}",
+                next_step="relex extrapolate RUN writes candidates",
+            )
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _not_ours(run: str, key: str, what: str) -> DataError:
+    return DataError(
+        f"the candidate's provenance is wrong: {what}",
+        where=join_uri(run, key),
+        next_step="delete the folder, then run relex extrapolate again",
+    )

@@ -1,0 +1,77 @@
+"""Models and tokenizers from folders on the local disk: nothing is downloaded, no code of a folder is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from relex_core.errors import DataError, SpecError
+
+
+def load_tokenizer(uri: str) -> tuple[Any, list[int]]:
+    """The base's tokenizer, and every token that ends an answer: its own eos and those of the generation config."""
+    folder = _local(uri)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+        try:
+            config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except OSError:  # the file is optional
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the base's tokenizer cannot be loaded: {error}",
+            where=str(folder),
+            next_step="put the model's tokenizer files into the base's folder",
+        ) from error
+    eos = config.eos_token_id
+    stop = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    if tokenizer.pad_token_id is None:  # any token will do: padding is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer, sorted(stop)
+
+
+def load_model(uri: str, dtype: torch.dtype) -> Any:
+    """A model in evaluation mode, all of whose weights came from the folder's safetensors.
+
+    Raises:
+        DataError: a file is missing or torn, or weights are missing or have another shape.
+    """
+    folder = _local(uri)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # relex shows its own
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        # Neither pickles nor code of the folder; mismatched shapes are reported below, by name.
+        model, report = load(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"the model cannot be loaded: {error}", where=str(folder), expected="config.json and safetensors weights"
+        ) from error
+    # transformers would fill these with random numbers and only warn.
+    absent = sorted(str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]])
+    if absent:
+        raise DataError(
+            f"{len(absent)} weights are missing or have another shape: {', '.join(absent[:5])}",
+            where=str(folder),
+            expected="all weights that config.json implies",
+            next_step="write this checkpoint again",
+        )
+    return model.eval()
+
+
+def _local(uri: str) -> Path:
+    if uri.startswith("gs://"):
+        raise SpecError("the transformers backend reads models from the local disk", where=uri, expected="a path")
+    return Path(uri)

@@ -1,0 +1,150 @@
+"""EvalResult: what one candidate did on one split; and the finalist, which the selection split alone decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from relex_core import layout
+from relex_core.errors import DataError, ObjectNotFound
+from relex_core.evaluate.samples import Row, samples_key
+from relex_core.evaluate.statistics import accuracy
+from relex_core.evaluate.tasks import Split
+from relex_core.manifest import digest_of
+from relex_core.storage import Store, join_uri, read_bytes
+
+CONFIDENCE = 0.95
+
+
+class EvalResult(BaseModel):
+    """summary.json of one candidate on one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    candidate: str
+    task: str
+    split: Split
+    n: int
+    """Questions."""
+    k: int
+    """Completions a question."""
+    mean: float
+    """Share of correct completions."""
+    standard_error: float
+    """Clustered by question."""
+    interval: tuple[float, float]
+    """Of the mean, at `confidence`."""
+    confidence: float
+    statuses: dict[str, int]
+    """How many completions got which status."""
+    truncation_rate: float
+    """Share of completions that were cut at max_tokens."""
+    no_answer_rate: float
+    mean_tokens: float
+    samples_sha256: str
+    """Of samples.jsonl: the summary belongs to these samples and no others."""
+    key: dict[str, Any]
+    """Everything that the samples depend on; an evaluation with another key is done again."""
+    key_digest: str
+
+
+def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[Row], samples: bytes) -> EvalResult:
+    """Count the graded rows of one evaluation; `samples` are the bytes of its samples.jsonl."""
+    statuses = Counter(str(row["status"]) for row in rows)
+    estimate = accuracy(outcomes(rows), CONFIDENCE)
+    return EvalResult(
+        candidate=candidate,
+        task=key["task"]["name"],
+        split=split,
+        n=estimate.n,
+        k=estimate.k,
+        mean=estimate.mean,
+        standard_error=estimate.standard_error,
+        interval=estimate.interval,
+        confidence=CONFIDENCE,
+        statuses=dict(sorted(statuses.items())),
+        truncation_rate=sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+        no_answer_rate=statuses["no_answer"] / len(rows),
+        mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
+        samples_sha256=hashlib.sha256(samples).hexdigest(),
+        key=key,
+        key_digest=digest_of(key),
+    )
+
+
+def outcomes(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """Graded rows as a matrix "n k": 1.0 where correct."""
+    by_question: dict[str, list[float]] = {}
+    for row in rows:
+        by_question.setdefault(row["id"], []).append(float(row["status"] == "correct"))
+    return np.array(list(by_question.values()))
+
+
+def read_result(store: Store, candidate: str, task: str, split: Split) -> EvalResult | None:
+    """The summary of an evaluation; None while it is not complete.
+
+    Raises:
+        DataError: summary.json is not one.
+    """
+    key = f"{layout.evaluation(candidate, task, split)}/{layout.SUMMARY}"
+    try:
+        return EvalResult.model_validate_json(read_bytes(store, key))
+    except ObjectNotFound:
+        return None
+    except ValidationError as error:
+        raise DataError(
+            f"not a summary: {error}", where=join_uri(store.uri, key), next_step="delete it, then run relex evaluate"
+        ) from None
+
+
+def read_samples(store: Store, result: EvalResult) -> list[Row]:
+    """The graded rows that a summary was made of.
+
+    Raises:
+        DataError: samples.jsonl is gone, or is not the one that was summarised.
+    """
+    key = samples_key(layout.evaluation(result.candidate, result.task, result.split))
+    try:
+        data = read_bytes(store, key)
+    except ObjectNotFound:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != result.samples_sha256:
+        raise DataError(
+            "the samples are not those that summary.json was made of",
+            where=join_uri(store.uri, key),
+            expected=f"sha256 {result.samples_sha256}",
+            next_step=f"delete {layout.SUMMARY} beside it, then run relex evaluate",
+        )
+    return [json.loads(line) for line in data.decode().split("\n") if line]
+
+
+def finalist(results: Iterable[EvalResult], steps: Mapping[str, int | None]) -> EvalResult:
+    """The candidate with the best mean on the selection split; it alone goes on to the confirmation split.
+
+    The best of many means is too high on average, the more so the more candidates there are (winner's curse): the
+    maximum picks luck along with skill. So its selection score is evidence of nothing, and this function refuses
+    results of the confirmation split, which would carry the same curse into the verdict.
+
+    Args:
+        results: of the candidates; not of the base or the last observed checkpoint.
+        steps: target step by name. Of equal means the smallest step wins (none counts as smallest: an average
+            extrapolates nothing), then the first name.
+
+    Raises:
+        ValueError: there is no result, or one is not of the selection split.
+    """
+    results = list(results)
+    if any(result.split != "select" for result in results):
+        raise ValueError("the confirmation split must not select")
+    return min(results, key=lambda result: (-result.mean, _or_smallest(steps[result.candidate]), result.candidate))
+
+
+def _or_smallest(step: int | None) -> int:
+    return -1 if step is None else step

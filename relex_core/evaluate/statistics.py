@@ -1,0 +1,169 @@
+"""Error bars for accuracies and for differences of accuracies on the same questions. Pure functions of outcomes.
+
+Outcomes are matrices "n k": n questions, k completions of each, 1.0 where correct and 0.0 where not. The k completions
+of one question are not independent, so the question is the unit (cluster): every variance is one between question
+means (Miller 2024, arXiv 2411.00640). Quantiles and exact tests are scipy's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Outcomes = NDArray[np.float64]
+Interval = tuple[float, float]
+
+# With fewer discordant questions than this, a t-interval of the difference is not to be trusted (it would call 4 gains
+# and no loss significant, where the exact test says p = 0.125). 25 is the usual limit for McNemar's approximation.
+FEW_DISCORDANT = 25
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean outcome with its uncertainty."""
+
+    n: int
+    k: int
+    mean: float
+    standard_error: float
+    """Clustered by question: standard deviation of the question means / sqrt(n)."""
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of the per-question differences first − second, with its uncertainty."""
+
+    n: int
+    k: int
+    difference: float
+    standard_error: float
+    interval: Interval
+    confidence: float
+    p_value: float
+    """Two-sided, against no difference."""
+    test: str
+    """"mcnemar" (exact; k = 1), "sign" (exact; few questions differ), or "t"."""
+    better: int
+    """Questions on which the first does better."""
+    worse: int
+    smallest_detectable: float
+    """The true difference that would be found with a power of 80 % at this n, k and spread."""
+
+
+def accuracy(outcomes: ArrayLike, confidence: float = 0.95) -> Accuracy:
+    """Mean accuracy with a question-clustered standard error and an interval inside [0, 1].
+
+    k = 1: Wilson's score interval. k > 1: the t-interval of the question means; where that reaches 0 or 1, or all
+    question means agree, Wilson's with the effective number of trials mean (1 − mean) / SE², at least n and at most
+    n k (n where SE = 0).
+
+    Raises:
+        ValueError: fewer than two questions.
+    """
+    values = _outcomes(outcomes)
+    n, k = values.shape
+    means = values.mean(axis=1)
+    mean, error = float(values.mean()), float(means.std(ddof=1)) / math.sqrt(n)
+    if k == 1:
+        return Accuracy(n, k, mean, error, _wilson(mean, n, confidence))
+    low, high = _t_interval(mean, error, n, confidence)
+    if low <= 0 or high >= 1 or error == 0:
+        trials = min(max(mean * (1 - mean) / error**2, n), n * k) if error else n
+        low, high = _wilson(mean, int(trials), confidence)
+    return Accuracy(n, k, mean, error, (low, high))
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> PairedDifference:
+    """Compare two candidates on the same questions, row by row.
+
+    The interval is the t-interval of the per-question differences. Where fewer than 25 questions differ, or all
+    differ by the same amount (the spread is then 0, not the uncertainty: two candidates that agree on all of 10
+    questions may still differ on the eleventh), it is widened to hold two more: see `_sparse_intervals`.
+
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two questions.
+    """
+    a, b = _outcomes(first), _outcomes(second)
+    if a.shape != b.shape:
+        raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} cannot be paired")
+    n, k = a.shape
+    d = a.mean(axis=1) - b.mean(axis=1)
+    d[np.abs(d) < 1e-12] = 0.0  # 1/3 + 1/3 is no gain over 2/3
+    better, worse = int((d > 0).sum()), int((d < 0).sum())
+    mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    sparse = better + worse < FEW_DISCORDANT or np.ptp(d) < 1e-12
+    intervals = [_t_interval(mean, error, n, confidence)]
+    if sparse:
+        intervals += _sparse_intervals(d, better, worse, confidence)
+    low, high = max(min(low for low, _ in intervals), -1.0), min(max(high for _, high in intervals), 1.0)
+    if k == 1 or sparse:
+        p_value = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    else:
+        p_value = float(stats.ttest_1samp(d, 0.0).pvalue)
+    return PairedDifference(
+        n=n,
+        k=k,
+        difference=mean,
+        standard_error=error,
+        interval=(low, high),
+        confidence=confidence,
+        p_value=p_value,
+        test="mcnemar" if k == 1 else "sign" if sparse else "t",
+        better=better,
+        worse=worse,
+        smallest_detectable=smallest_detectable((high - low) / 2, n, confidence),
+    )
+
+
+def smallest_detectable(half_width: float, n: int, confidence: float = 0.95, power: float = 0.8) -> float:
+    """The true difference whose interval of that half width would exclude 0 with the given power.
+
+    (t_(1−α/2) + t_power) · SE with n − 1 degrees of freedom, where SE = half width / t_(1−α/2).
+    """
+    t_confidence = stats.t.ppf((1 + confidence) / 2, n - 1)
+    return float(half_width * (1 + stats.t.ppf(power, n - 1) / t_confidence))
+
+
+def _outcomes(outcomes: ArrayLike) -> Outcomes:
+    values = np.asarray(outcomes, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1:
+        raise ValueError(f"outcomes have shape {values.shape}; expected (n, k) with n >= 2 questions")
+    return values
+
+
+def _t_interval(mean: float, error: float, n: int, confidence: float) -> Interval:
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    return mean - half, mean + half
+
+
+def _wilson(mean: float, trials: int, confidence: float) -> Interval:
+    result = stats.binomtest(round(mean * trials), trials).proportion_ci(confidence, method="wilson")
+    return float(result.low), float(result.high)
+
+
+def _sparse_intervals(d: Outcomes, better: int, worse: int, confidence: float) -> list[Interval]:
+    """Two intervals of the mean of `d` "n" that stay honest when few questions differ.
+
+    *Score*: Wilson's intervals of the shares of better and worse questions, combined by square-and-add (Newcombe 1998;
+    Zou & Donner 2008); it has a width even where nothing differs. *Exact*: given that many discordant questions, the
+    Clopper-Pearson interval of the share that is better; it holds 0 exactly when McNemar's test (or the sign test) is
+    not significant. Both are scaled by the mean size of a difference, 1 where none was seen.
+    """
+    n, discordant = len(d), better + worse
+    size = float(np.abs(d).sum()) / discordant if discordant else 1.0
+    up, down = better / n, worse / n
+    up_low, up_high = _wilson(up, n, confidence)
+    down_low, down_high = _wilson(down, n, confidence)
+    low = up - down - math.hypot(up - up_low, down_high - down)
+    high = up - down + math.hypot(up_high - up, down - down_low)
+    intervals = [(size * low, size * high)]
+    if discordant:
+        share = stats.binomtest(better, discordant).proportion_ci(confidence, method="exact")
+        scale = size * discordant / n
+        intervals.append((scale * (2 * float(share.low) - 1), scale * (2 * float(share.high) - 1)))
+    return intervals

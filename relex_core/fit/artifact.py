@@ -1,0 +1,98 @@
+"""FitArtifact: what a fit leaves in RUN/fit/fit.json."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from relex_core import layout
+from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
+from relex_core.storage import open_store, read_bytes
+
+
+class Component(BaseModel):
+    """One singular component of one tensor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    coefficients: tuple[float, ...]
+    """c_i at the T observed steps."""
+    polynomial: tuple[float, ...]
+    """The line over the true steps, powers ascending: (intercept, slope, ...)."""
+    r_squared: float | None
+    """None where it is undefined: a constant coefficient."""
+
+
+class TensorFit(BaseModel):
+    """The fit of one tensor. For a tensor that never moved, shares and R² are undefined (null)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    numel: int
+    explained_variance: float | None
+    """Share of the squared deltas along the fitted components."""
+    singular_values: tuple[float, ...]
+    """"T", descending."""
+    coefficients: tuple[float, ...]
+    """Of the first component, at the T observed steps."""
+    slope: float
+    intercept: float
+    r_squared: float | None
+    components: tuple[Component, ...]
+    """All fitted components, the first one included."""
+    moved: bool
+    base_norm: float
+    """‖W_0‖."""
+
+
+class Summary(BaseModel):
+    """The fit over the whole model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tensors: int
+    moved: int
+    explained_variance: float | None
+    """Of all tensors together: squared deltas along the components / all squared deltas."""
+    explained_variance_median: float | None
+    """Over the tensors that moved."""
+    r_squared_median: float | None
+    relative_update: float | None
+    """‖W_T − W_0‖ / ‖W_0‖."""
+
+
+class FitArtifact(BaseModel):
+    """RUN/fit/fit.json; its existence means that the fit is complete."""
+
+    model_config = ConfigDict(frozen=True)
+
+    window_digest: str
+    fit_key: str
+    """Digest of everything the result depends on."""
+    steps: tuple[int, ...]
+    t_cut: int
+    basis: str
+    rank: int
+    degree: int
+    columns: tuple[str, ...]
+    """Stems of the stored files."""
+    tensors: dict[str, TensorFit]
+    summary: Summary
+    seconds: float
+    bytes_read: int
+    peak_rss_bytes: int
+    device: str
+
+
+def load_fit(run: str) -> FitArtifact:
+    """Read RUN/fit/fit.json.
+
+    Raises:
+        WindowNotReady: nothing is fitted yet.
+    """
+    where = f"{run}/{layout.FIT}"
+    try:
+        return FitArtifact.model_validate_json(read_bytes(open_store(run), layout.FIT))
+    except ObjectNotFound:
+        raise WindowNotReady("nothing is fitted yet", where=where, next_step=f"relex fit {run}") from None
+    except ValidationError as error:
+        raise DataError(f"not a fit: {error}", where=where, next_step=f"relex fit {run}") from None

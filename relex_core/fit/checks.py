@@ -1,0 +1,111 @@
+"""What only the weights can show to be wrong: non-finite values, identical steps, another base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from relex_core.checkpoints.reader import TensorReader, Piece
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES
+from relex_core.collect import identical_steps
+from relex_core.errors import DataError, WindowError
+from relex_core.fit.stream import Part
+from relex_core.manifest import WindowManifest
+
+# Float32 products resolve squared distances down to about this share of the squared norms; pairs of steps that are
+# closer are compared byte by byte.
+CLOSE = 1e-5
+COMPARED_BYTES = 8 * 2**20
+
+# A base is taken for another model's when the window starts farther from it, for each step, than this many times the
+# run's own largest move for each step (5 is usual: Adam's first steps are its largest) ...
+FIRST_MOVE = 20.0
+# ... and that distance is more than this share of the weights' norm, which rounding a float32 base to bf16 (0.2 %)
+# does not reach.
+FAR_FROM_BASE = 0.02
+
+
+def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
+    """Name the step and tensor of a value that spoiled a Gram matrix.
+
+    Raises:
+        DataError: the part's Gram matrix is not finite.
+    """
+    if part.grams is None or np.isfinite(part.grams).all():
+        return
+    name = part.segment.tensor.name
+    if not torch.isfinite(part.base).all():
+        raise DataError(f"the base holds NaN or Inf in tensor {name}", where="base", next_step="use a sound base")
+    for step, row in zip(steps, part.slices, strict=True):
+        if not torch.isfinite(row).all():
+            raise DataError(
+                f"step {step} holds NaN or Inf in tensor {name}",
+                where=f"step {step}, tensor {name}",
+                expected="finite weights",
+                next_step="the run diverged there: set window.t_cut below this step, or remove the checkpoint",
+            )
+    raise DataError(
+        f"the deltas of tensor {name} are too large for float32 products",
+        where=f"tensor {name}",
+        expected="deltas of a training run",
+        next_step="check that the base and the checkpoints belong together",
+    )
+
+
+def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[int], base: str) -> None:
+    """Refuse a base that is much farther from the run than the run ever moves.
+
+    Args:
+        gram: "T T", float64, summed over the tensors fitted so far.
+        base_square: ‖W_0‖² of the same tensors.
+
+    Raises:
+        WindowError: this is not the base that the run started from.
+    """
+    squares = np.diag(gram)
+    moves = np.sqrt(np.maximum(squares[1:] + squares[:-1] - 2 * np.diag(gram, 1), 0.0))
+    speed = float((moves / np.diff(steps)).max())
+    first = float(np.sqrt(squares[0]))
+    if first > FIRST_MOVE * steps[0] * speed and first > FAR_FROM_BASE * np.sqrt(base_square) and speed > 0:
+        raise WindowError(
+            "this is not the base that the run started from: step "
+            f"{steps[0]} lies {first:.3g} from it, but the run moves at most {speed:.3g} a step",
+            where=base,
+            expected="the weights that step 1 of the run was trained from",
+            next_step="point `base` at the model that the RL run loaded",
+        )
+
+
+def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest, observed: Sequence[TensorReader]) -> None:
+    """Compare byte by byte the steps that the Gram matrix cannot tell apart.
+
+    Args:
+        gram: "T T", float64, summed over the tensors fitted so far.
+
+    Raises:
+        WindowError: two steps hold identical weights.
+    """
+    squares = np.diag(gram)
+    distance = squares[:, None] + squares[None, :] - 2 * gram
+    close = distance <= CLOSE * np.maximum(squares[:, None], squares[None, :])
+    for later in range(1, len(squares)):
+        for earlier in np.flatnonzero(close[later, :later])[::-1][:1]:
+            if squares[later] > 0 and _same_bytes(observed[int(earlier)], observed[later]):
+                steps, uri = manifest.steps, manifest.checkpoints[later].uri
+                raise identical_steps(steps[int(earlier)], steps[later], uri)
+
+
+def _same_bytes(first: TensorReader, second: TensorReader) -> bool:
+    a, b = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
+    for name, stored in first.tensors.items():
+        total = stored.entry.numel * ITEM_BYTES[stored.entry.dtype]
+        for start in range(0, total, COMPARED_BYTES):
+            count = min(COMPARED_BYTES, total - start)
+            piece = Piece(name, start, start + count, 0)
+            first.read([piece], memoryview(a))
+            second.read([piece], memoryview(b))
+            if a[:count] != b[:count]:
+                return False
+    return True

@@ -1,0 +1,117 @@
+"""What a fit stores: one file per tensor group and column of directions, and the Gram matrices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relex_core import layout
+from relex_core.checkpoints.safetensors_file import read_header
+from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
+from relex_core.errors import ObjectNotFound
+from relex_core.fit.basis import Basis
+from relex_core.plan import Group, PlannedTensor
+from relex_core.storage import Store, Writer
+
+STATE = "state"
+"""Stem of the files that keep integer tensors which changed during the run."""
+
+
+@dataclass
+class GroupResult:
+    """What a group's Gram matrices say; enough to rebuild its part of fit.json."""
+
+    grams: dict[str, np.ndarray] = field(default_factory=dict)
+    """By tensor: "T T", float64."""
+    base_squares: dict[str, float] = field(default_factory=dict)
+    """By tensor: ‖W_0‖²."""
+
+
+class GroupFiles:
+    """The stored files of one group: one file per column, each with the tensors that have it.
+
+    A safetensors header comes before the data, and which tensors moved is known only when their Gram matrices are;
+    so the directions of a group are kept until its end. A group of one tensor is written as it is computed.
+    """
+
+    def __init__(self, store: Store, group: Group, groups: int, dtype: str, metadata: Mapping[str, str]) -> None:
+        self._store, self._group, self._groups = store, group, groups
+        self._dtype, self._metadata = dtype, metadata
+        self._alone = len(group.tensors) == 1
+        self._kept: dict[str, list[tuple[PlannedTensor, list[Tensor]]]] = {}
+        self._state: list[tuple[PlannedTensor, bytes]] = []
+
+    def add(self, tensor: PlannedTensor, basis: Basis, directions: Iterator[Tensor]) -> None:
+        """Take one tensor's directions: "columns n" a piece, in order."""
+        if self._alone:
+            with ExitStack() as stack:
+                streams = [stack.enter_context(self._writer(name, [tensor])) for name in basis.names]
+                for piece in directions:
+                    for stream, row in zip(streams, piece, strict=True):
+                        stream.write(_bytes(row))
+            return
+        pieces = list(directions)
+        for column, name in enumerate(basis.names):
+            self._kept.setdefault(name, []).append((tensor, [piece[column] for piece in pieces]))
+
+    def add_state(self, tensor: PlannedTensor, data: bytes | None) -> None:
+        if data is not None:
+            self._state.append((tensor, data))
+
+    def finish(self) -> None:
+        """Write what was kept."""
+        for name, kept in self._kept.items():
+            with self._writer(name, [tensor for tensor, _ in kept]) as stream:
+                for _, rows in kept:
+                    for row in rows:
+                        stream.write(_bytes(row))
+        if self._state:
+            described: list[TensorDescription] = [
+                (tensor.name, tensor.dtype, tensor.shape) for tensor, _ in self._state
+            ]
+            with safetensors_writer(self._store, self._key(STATE), described, self._metadata) as stream:
+                for _, data in self._state:
+                    stream.write(data)
+
+    def _writer(self, name: str, tensors: Sequence[PlannedTensor]) -> AbstractContextManager[Writer]:
+        described: list[TensorDescription] = [(tensor.name, self._dtype, tensor.shape) for tensor in tensors]
+        return safetensors_writer(self._store, self._key(name), described, self._metadata)
+
+    def _key(self, name: str) -> str:
+        return layout.stored_column(name, self._group.number, self._groups)
+
+
+def _bytes(row: Tensor) -> memoryview:
+    return memoryview(row.contiguous().view(torch.uint8).numpy())
+
+
+def write_grams(store: Store, key: str, results: Sequence[GroupResult], fit_key: str) -> None:
+    grams = [item for result in results for item in result.grams.items()]
+    squares = {name: square for result in results for name, square in result.base_squares.items()}
+    metadata = {"format": "pt", "fit_key": fit_key, "base_squares": json.dumps(squares)}
+    described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in grams]
+    with safetensors_writer(store, key, described, metadata) as stream:
+        for _, gram in grams:
+            stream.write(memoryview(np.ascontiguousarray(gram)).cast("B"))
+
+
+def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:
+    """Gram matrices and the key of the fit they belong to; None if there is no such file."""
+    try:
+        info = store.stat(key)
+    except ObjectNotFound:
+        return None
+    header = read_header(store, info)
+    result = GroupResult(base_squares=json.loads(header.metadata["base_squares"]))
+    for entry in header.tensors:
+        gram = np.empty(entry.shape, dtype=np.float64)
+        if gram.nbytes:
+            store.read_into(key, info.generation, entry.offset, memoryview(gram).cast("B"))
+        result.grams[entry.name] = gram
+    return result, header.metadata["fit_key"]

@@ -1,0 +1,63 @@
+"""The line (or polynomial) of a coefficient over the true optimizer steps: least squares.
+
+c(t) ≈ intercept + slope · t          Boyd & Vandenberghe, Introduction to Applied Linear Algebra, ch. 13
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+
+@dataclass(frozen=True)
+class Line:
+    """A least-squares polynomial of the step; degree 1 is the paper's line."""
+
+    polynomial: tuple[float, ...]
+    """Powers ascending: (intercept, slope, ...)."""
+    r_squared: float | None
+    """1 − residual / total sum of squares; None for a constant coefficient, where it is undefined."""
+
+    @property
+    def intercept(self) -> float:
+        return self.polynomial[0]
+
+    @property
+    def slope(self) -> float:
+        return self.polynomial[1]
+
+    def __call__(self, step: float) -> float:
+        """The fitted coefficient at an optimizer step."""
+        value = 0.0
+        for power in reversed(self.polynomial):
+            value = value * step + power
+        return value
+
+
+def fit_line(steps: Sequence[int], coefficient: np.ndarray, degree: int = 1) -> Line:
+    """Fit c(t) by least squares.
+
+    Args:
+        steps: T true optimizer steps, ascending and distinct.
+        coefficient: "T", float64.
+        degree: of the polynomial; needs T > degree.
+
+    Raises:
+        ValueError: too few steps for the degree.
+    """
+    if len(set(steps)) <= degree:
+        raise ValueError(f"a polynomial of degree {degree} needs {degree + 1} distinct steps, got {len(set(steps))}")
+    # Polynomial.fit centres and scales the steps, so that 10, 20, ..., 10^6 is as well conditioned as −1 ... 1.
+    fitted = Polynomial.fit(np.asarray(steps, dtype=np.float64), coefficient, degree)
+    residual = coefficient - fitted(np.asarray(steps, dtype=np.float64))
+    total = float(np.square(coefficient - coefficient.mean()).sum())
+    # A total at rounding level of the coefficient itself is a constant, not a trend.
+    constant = total <= len(steps) * (np.finfo(np.float64).eps * float(np.abs(coefficient).max(initial=0.0))) ** 2
+    r_squared = None if constant else 1.0 - float(np.square(residual).sum()) / total
+    powers = np.zeros(degree + 1)
+    converted = fitted.convert().coef
+    powers[: len(converted)] = converted
+    return Line(tuple(float(power) for power in powers), r_squared)

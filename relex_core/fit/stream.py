@@ -1,0 +1,178 @@
+"""Stripes of the window, read ahead in threads while earlier ones are in work.
+
+    readers -> buffers -> (Gram matrices, in the same thread) -> parts of tensors, in order
+
+There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
+stripe is read into it. The order of stripes is fixed, so the main thread can wait for them one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relex_core.checkpoints.reader import TensorReader, Piece
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES
+from relex_core.fit.gram import Tiles, block_grams
+from relex_core.plan import FitPlan, PlannedTensor, Segment, Stripe
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass
+class Buffers:
+    """Memory of one stripe: a row of bytes per step, and one for the base."""
+
+    rows: Tensor
+    base: Tensor
+
+
+@dataclass
+class LoadedStripe:
+    """A stripe in memory."""
+
+    buffers: Buffers
+    waiting: int
+    """Parts that are not done yet."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment of a tensor, in memory."""
+
+    segment: Segment
+    slices: Tensor
+    """"T n", in the checkpoints' dtype."""
+    base: Tensor
+    """"n", in the base's dtype."""
+    grams: np.ndarray | None
+    """"b T T", float64: Gram matrices by block, where the plan asked for them."""
+    base_squares: np.ndarray | None
+    stripe: LoadedStripe = field(repr=False)
+
+
+class ThreadTiles(threading.local):
+    """Each thread's own scratch memory, and on CUDA its own stream."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.tiles = Tiles(steps, device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+class WindowStream:
+    """The window's stripes, in order.
+
+    Args:
+        visits: stripes in reading order, each with whether its Gram matrices are wanted (`FitPlan.visits`).
+        base: reader of the base.
+        observed: readers of the T checkpoints, by step.
+        on_read: called with the number of weight bytes of each stripe read.
+    """
+
+    def __init__(
+        self,
+        plan: FitPlan,
+        visits: Iterator[tuple[Stripe, bool]],
+        base: TensorReader,
+        observed: Sequence[TensorReader],
+        pool: ThreadPoolExecutor,
+        device: torch.device,
+        on_read: Callable[[int], object],
+    ) -> None:
+        self._plan, self._visits = plan, visits
+        self._base, self._observed = base, observed
+        self._pool, self._on_read = pool, on_read
+        self.scratch = ThreadTiles(plan.steps, device)
+        self._unused = plan.buffers
+        self._free: list[Buffers] = []
+        self._loading: deque[Future[list[Part]]] = deque()
+        self._parts: deque[Part] = deque()
+        self._read_ahead()
+
+    def parts(self, tensor: PlannedTensor) -> Iterator[Part]:
+        """The tensor's segments from first to last; call `done` for each as soon as its data are not needed."""
+        reached = 0
+        while reached < tensor.numel:
+            if not self._parts:
+                self._parts.extend(self._loading.popleft().result())
+            part = self._parts.popleft()
+            assert part.segment.tensor is tensor, "parts are taken in the order of the plan"
+            reached = part.segment.stop
+            yield part
+
+    def done(self, part: Part) -> None:
+        """Give the part's memory back; only for the main thread."""
+        part.stripe.waiting -= 1
+        if not part.stripe.waiting:
+            self._free.append(part.stripe.buffers)
+            self._read_ahead()
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device that computes; asynchronous from pinned memory."""
+        return tensor.to(self.scratch.tiles.device, non_blocking=True)
+
+    def _read_ahead(self) -> None:
+        while self._free or self._unused:
+            visit = next(self._visits, None)
+            if visit is None:
+                return
+            self._loading.append(self._pool.submit(self._load, *visit, self._take_buffers()))
+
+    def _take_buffers(self) -> Buffers:
+        if self._free:
+            return self._free.pop()
+        self._unused -= 1
+        pinned = self.scratch.tiles.device.type == "cuda"
+        return Buffers(
+            torch.empty((self._plan.steps, self._plan.row_bytes), dtype=torch.uint8, pin_memory=pinned),
+            torch.empty(self._plan.base_row_bytes, dtype=torch.uint8, pin_memory=pinned),
+        )
+
+    def _load(self, stripe: Stripe, wanted: bool, buffers: Buffers) -> list[Part]:
+        """Read one stripe at every step and in the base; runs in a thread of the pool."""
+        pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
+        rows = buffers.rows.numpy()
+        for reader, row in zip(self._observed, rows, strict=True):
+            reader.read(pieces, memoryview(row))
+        base_pieces = [
+            _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
+        ]
+        self._base.read(base_pieces, memoryview(buffers.base.numpy()))
+        read = sum(len(rows) * (p.stop - p.start) for p in pieces) + sum(p.stop - p.start for p in base_pieces)
+        self._on_read(read)
+        loaded = LoadedStripe(buffers, len(stripe.segments))
+        with torch.cuda.stream(self.scratch.stream):  # does nothing where there is no CUDA stream
+            return [self._part(segment, wanted, loaded) for segment in stripe.segments]
+
+    def _part(self, segment: Segment, wanted: bool, loaded: LoadedStripe) -> Part:
+        tensor, count = segment.tensor, segment.stop - segment.start
+        rows, base_row = loaded.buffers.rows, loaded.buffers.base
+        width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
+        slices = rows[:, segment.at : segment.at + width].view(TORCH_DTYPES[tensor.dtype])
+        base = base_row[segment.base_at : segment.base_at + base_width].view(TORCH_DTYPES[tensor.base_dtype])
+        grams = squares = None
+        if wanted and tensor.floating:
+            grams, squares = block_grams(self.on_device(slices), self.on_device(base), self.scratch.tiles)
+        return Part(segment, slices, base, grams, squares, loaded)
+
+
+def _piece(segment: Segment, item: int, at: int) -> Piece:
+    return Piece(segment.tensor.name, segment.start * item, segment.stop * item, at)

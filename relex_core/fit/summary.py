@@ -1,0 +1,57 @@
+"""From Gram matrices to the numbers of fit.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from relex_core.fit.artifact import Component, Summary, TensorFit
+from relex_core.fit.basis import component_lines, decompose
+from relex_core.spec import FitSpec
+
+
+def tensor_fit(gram: np.ndarray, base_square: float, numel: int, steps: Sequence[int], spec: FitSpec) -> TensorFit:
+    """One tensor's entry.
+
+    Args:
+        gram: "T T", float64.
+        base_square: ‖W_0‖².
+    """
+    spectrum = decompose(gram, spec.rank)
+    components = [
+        Component(coefficients=tuple(c.tolist()), polynomial=line.polynomial, r_squared=line.r_squared)
+        for c, line in zip(spectrum.coefficients, component_lines(spectrum, steps, spec.degree), strict=True)
+    ]
+    first = components[0] if components else None
+    return TensorFit(
+        numel=numel,
+        explained_variance=spectrum.explained_variance(gram),
+        singular_values=tuple(spectrum.singular_values.tolist()),
+        coefficients=first.coefficients if first else (0.0,) * len(steps),
+        slope=first.polynomial[1] if first else 0.0,
+        intercept=first.polynomial[0] if first else 0.0,
+        r_squared=first.r_squared if first else None,
+        components=tuple(components),
+        moved=spectrum.moved,
+        base_norm=float(np.sqrt(base_square)),
+    )
+
+
+def summarise(
+    tensors: Mapping[str, TensorFit], grams: Mapping[str, np.ndarray], squares: Mapping[str, float]
+) -> Summary:
+    """The whole model's entry, from every tensor's fit, Gram matrix "T T" and ‖W_0‖²."""
+    moved = [tensor for tensor in tensors.values() if tensor.moved]
+    traces = {name: float(np.trace(gram)) for name, gram in grams.items()}
+    explained = sum((tensors[name].explained_variance or 0.0) * trace for name, trace in traces.items())
+    r_squared = [tensor.r_squared for tensor in moved if tensor.r_squared is not None]
+    update, norm = sum(float(gram[-1, -1]) for gram in grams.values()), sum(squares.values())
+    return Summary(
+        tensors=len(tensors),
+        moved=len(moved),
+        explained_variance=explained / sum(traces.values()) if moved else None,
+        explained_variance_median=float(np.median([t.explained_variance for t in moved])) if moved else None,
+        r_squared_median=float(np.median(r_squared)) if r_squared else None,
+        relative_update=float(np.sqrt(update / norm)) if norm else None,
+    )

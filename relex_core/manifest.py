@@ -1,0 +1,121 @@
+"""WindowManifest: the observation window, frozen: which files, of which generation, hold which step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from relex_core import layout
+from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
+from relex_core.storage import ObjectInfo, open_store, read_bytes
+
+
+class Record(BaseModel):
+    """A part of the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(Record):
+    """One file as it was when the window was collected."""
+
+    name: str
+    size: int
+    generation: int
+    crc32c: str | None = None
+
+    @classmethod
+    def of(cls, info: ObjectInfo) -> FileRecord:
+        return cls(name=info.name, size=info.size, generation=info.generation, crc32c=info.crc32c)
+
+    def info(self) -> ObjectInfo:
+        return ObjectInfo(self.name, self.size, self.generation, self.crc32c)
+
+
+class BaseRecord(Record):
+    """The model the RL run started from: its weight files and the files that are copied beside candidates."""
+
+    uri: str
+    files: tuple[FileRecord, ...]
+
+
+class CheckpointRecord(Record):
+    """One observed checkpoint: its weight files."""
+
+    step: int
+    uri: str
+    files: tuple[FileRecord, ...]
+
+
+class TensorRecord(Record):
+    """One weight tensor, as the observed checkpoints store it; in the order of the base's files."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class WindowManifest(Record):
+    """The observation window. `digest` covers everything else and is recorded by every later artifact."""
+
+    base: BaseRecord
+    checkpoints: tuple[CheckpointRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    t_cut: int
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WindowManifest:
+        if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"steps are out of order: {list(self.steps)}")
+        return self
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """True optimizer steps, ascending."""
+        return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    @property
+    def last_observed(self) -> CheckpointRecord:
+        return self.checkpoints[-1]
+
+    def with_digest(self) -> WindowManifest:
+        return self.model_copy(update={"digest": self._content_digest()})
+
+    def _content_digest(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"digest"}))
+
+
+def digest_of(data: Any) -> str:
+    """SHA-256 of the canonical JSON of plain data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_manifest(run: str) -> WindowManifest:
+    """Read RUN/window.json.
+
+    Raises:
+        WindowNotReady: nothing was collected yet.
+        DataError: the file was changed by hand or is no manifest.
+    """
+    where = f"{run}/{layout.WINDOW}"
+    try:
+        manifest = WindowManifest.model_validate_json(read_bytes(open_store(run), layout.WINDOW))
+    except ObjectNotFound:
+        raise WindowNotReady(
+            "nothing is collected yet", where=where, next_step=f"relex collect SPEC --out {run}"
+        ) from None
+    except ValidationError as error:
+        raise DataError(f"not a window manifest: {error}", where=where) from None
+    if manifest.digest != manifest._content_digest():
+        raise DataError(
+            "the window manifest does not match its own digest",
+            where=where,
+            expected=manifest.digest,
+            next_step="collect again into a new run directory; do not edit window.json",
+        )
+    return manifest
