@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from relex_core.errors import SpecError
 from relex_core.fit.artifact import FitArtifact, TensorFit
-from relex_core.fit.basis import rank_names, trend_coefficients
+from relex_core.fit.columns import average_column, rank_columns, trend_columns
 from relex_core.spec import CandidatesSpec
 
 DEFAULT_HORIZONS = (2, 4, 6)
@@ -74,26 +74,30 @@ def _line_value(tensor: TensorFit, component: int, step: float) -> float:
     return value
 
 
+def _trend(fit: FitArtifact, step: int, scale: float) -> Mix:
+    """Every weight's own line at one step."""
+    from relex_core.fit.basis import trend_coefficients  # numpy; not needed to name candidates
+
+    values = trend_coefficients(fit.steps, fit.degree, step)
+    return Mix({name: scale * value for name, value in zip(trend_columns(fit.degree), values, strict=True)})
+
+
 def _relex(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     """Ŵ(τ, s) = W_0 + s Σ_i (slope_i τ + intercept_i) v_i, the paper's method; or a line for every weight."""
     assert recipe.target_step is not None and recipe.scale is not None
     if fit.basis == "per_parameter":
-        values = trend_coefficients(fit.steps, fit.degree, recipe.target_step)
-        columns = {f"trend{i}": recipe.scale * value for i, value in enumerate(values)}
-    else:
-        names = rank_names(len(tensor.components))
-        columns = {n: recipe.scale * _line_value(tensor, i, recipe.target_step) for i, n in enumerate(names)}
-    return Mix(columns)
+        return _trend(fit, recipe.target_step, recipe.scale)
+    names = rank_columns(len(tensor.components))
+    return Mix({name: recipe.scale * _line_value(tensor, i, recipe.target_step) for i, name in enumerate(names)})
 
 
 def _reconstruction(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     """An observed step rebuilt from its own coefficients: rank-r denoising, no horizon."""
     assert recipe.target_step is not None
     if fit.basis == "per_parameter":
-        values = trend_coefficients(fit.steps, fit.degree, recipe.target_step)
-        return Mix({f"trend{i}": value for i, value in enumerate(values)})
+        return _trend(fit, recipe.target_step, 1.0)
     row = fit.steps.index(recipe.target_step)
-    names = rank_names(len(tensor.components))
+    names = rank_columns(len(tensor.components))
     return Mix({name: c.coefficients[row] for name, c in zip(names, tensor.components, strict=True)})
 
 
@@ -101,7 +105,7 @@ def _pinned(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     """W_T + s Σ_i (c_i(τ) − c_i(t_T)) v_i: the line, moved to go through the last observed checkpoint."""
     assert recipe.target_step is not None and recipe.scale is not None
     last = fit.steps[-1]
-    names = rank_names(len(tensor.components))
+    names = rank_columns(len(tensor.components))
     gains = [
         _line_value(tensor, i, recipe.target_step) - _line_value(tensor, i, last) for i in range(len(tensor.components))
     ]
@@ -128,7 +132,8 @@ def _first_update(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
 
 def _trailing_average(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     """The mean of the last k checkpoints."""
-    return Mix({f"trailing_average_{recipe.count}": 1.0})
+    assert recipe.count is not None
+    return Mix({average_column(recipe.count): 1.0})
 
 
 METHODS: dict[str, Callable[[Recipe, FitArtifact, TensorFit], Mix]] = {

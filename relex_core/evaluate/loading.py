@@ -22,10 +22,13 @@ def load_tokenizer(uri: str) -> tuple[Any, list[int]]:
             config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except OSError:  # the file is optional
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if tokenizer.vocab_size < 2:  # transformers makes one up for a folder without tokenizer files
+            raise ValueError("the folder has no tokenizer files")
     except (OSError, ValueError) as error:
         raise DataError(
             f"the base's tokenizer cannot be loaded: {error}",
             where=str(folder),
+            expected="tokenizer.json, or what this kind of model uses",
             next_step="put the model's tokenizer files into the base's folder",
         ) from error
     eos = config.eos_token_id

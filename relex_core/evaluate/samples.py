@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -66,7 +66,7 @@ class BatchStore:
         return [batch for batch in batches if self._name(batch) not in finished]
 
     def write(self, batch: Batch, completions: Sequence[Completion]) -> None:
-        lines = [json.dumps(asdict(completion)) for completion in completions]
+        lines = [json.dumps(vars(completion)) for completion in completions]
         write_bytes(self._store, self._name(batch), "\n".join(lines).encode())
 
     def read(self, batch: Batch) -> list[Completion]:
@@ -94,7 +94,7 @@ def graded_rows(batches: Sequence[Batch], finished: BatchStore, grader: str) -> 
                 "answer": question.answer,
                 "sample": batch.sample,
                 "seed": batch.seed,
-                **asdict(completion),
+                **vars(completion),
                 "status": grade(completion.text, question.answer),
             }
             rows.setdefault(question.id, []).append(row)

@@ -76,7 +76,10 @@ class TransformersGenerator:
 
     def _room(self, mask: Tensor, max_tokens: int) -> int:
         """How many tokens fit after the longest prompt of the batch."""
-        longest = int(mask.sum(1).max())
+        lengths = mask.sum(1)
+        if not lengths.all():
+            raise DataError("the tokenizer makes no tokens of a prompt", where=self._where, expected="at least one")
+        longest = int(lengths.max())
         room = max_tokens if self._positions is None else min(max_tokens, self._positions - longest)
         if room < 1:
             raise DataError(

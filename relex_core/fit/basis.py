@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.fit.columns import average_column, rank_columns, trend_columns
 from relex_core.fit.line import Line, fit_line
 
 # Products are float32, so an eigenvalue below T · eps(float32) of the largest is rounding noise, not a direction.
@@ -82,12 +83,7 @@ class Basis:
 def rank_basis(spectrum: Spectrum) -> Basis:
     """Unit directions v_i: C = u_i / σ_i."""
     sigma = spectrum.singular_values[: spectrum.rank]
-    return Basis(tuple(rank_names(spectrum.rank)), (spectrum.vectors / sigma[:, None]).T)
-
-
-def rank_names(rank: int) -> list[str]:
-    """Stems of the stored files of basis `rank`."""
-    return ["direction", *(f"direction_{i}" for i in range(2, rank + 1))][:rank]
+    return Basis(rank_columns(spectrum.rank), (spectrum.vectors / sigma[:, None]).T)
 
 
 def trend_basis(steps: Sequence[int], degree: int) -> Basis:
@@ -97,7 +93,7 @@ def trend_basis(steps: Sequence[int], degree: int) -> Basis:
     each weight's own delta over the steps (the paper's "raw delta" ablation).
     """
     q, _ = _orthonormal_powers(steps, degree)
-    return Basis(tuple(f"trend{i}" for i in range(degree + 1)), q)
+    return Basis(trend_columns(degree), q)
 
 
 def trend_coefficients(steps: Sequence[int], degree: int, step: float) -> list[float]:
@@ -128,7 +124,7 @@ def trailing_average_basis(count: int, steps: int) -> Basis:
         raise ValueError(f"a trailing average of {count} needs {count} checkpoints, the window holds {steps}")
     mixing = np.zeros((steps, 1))
     mixing[steps - count :] = 1.0 / count
-    return Basis((f"trailing_average_{count}",), mixing)
+    return Basis((average_column(count),), mixing)
 
 
 def joined(bases: Sequence[Basis]) -> Basis:

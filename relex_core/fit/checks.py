@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from relex_core.checkpoints.reader import TensorReader, Piece
+from relex_core.checkpoints.reader import Piece, TensorReader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import identical_steps
 from relex_core.errors import DataError, WindowError

@@ -16,11 +16,9 @@ from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.errors import ObjectNotFound
 from relex_core.fit.basis import Basis
+from relex_core.fit.columns import STATE_COLUMN
 from relex_core.plan import Group, PlannedTensor
 from relex_core.storage import Store, Writer
-
-STATE = "state"
-"""Stem of the files that keep integer tensors which changed during the run."""
 
 
 @dataclass
@@ -75,7 +73,7 @@ class GroupFiles:
             described: list[TensorDescription] = [
                 (tensor.name, tensor.dtype, tensor.shape) for tensor, _ in self._state
             ]
-            with safetensors_writer(self._store, self._key(STATE), described, self._metadata) as stream:
+            with safetensors_writer(self._store, self._key(STATE_COLUMN), described, self._metadata) as stream:
                 for _, data in self._state:
                     stream.write(data)
 

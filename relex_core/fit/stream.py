@@ -18,23 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relex_core.checkpoints.reader import TensorReader, Piece
+from relex_core.checkpoints.reader import Piece, TensorReader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
+from relex_core.fit.dtypes import TORCH_DTYPES
 from relex_core.fit.gram import Tiles, block_grams
 from relex_core.plan import FitPlan, PlannedTensor, Segment, Stripe
-
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass

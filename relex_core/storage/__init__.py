@@ -8,7 +8,6 @@ for info in store.list():
 
 from __future__ import annotations
 
-from relex_core.errors import SpecError
 from relex_core.storage.base import ObjectInfo, Store, Writer, exists, read_bytes, write_bytes
 from relex_core.storage.local import LocalStore
 from relex_core.storage.uri import absolute_uri, join_uri, split_uri
@@ -28,7 +27,13 @@ __all__ = [
 
 
 def open_store(uri: str) -> Store:
-    """The store whose root is the folder `uri` (absolute, as `absolute_uri` gives it)."""
+    """The store whose root is the folder `uri` (absolute, as `absolute_uri` gives it).
+
+    Raises:
+        StorageError: there are no Google Cloud credentials for a gs:// URI.
+    """
     if uri.startswith("gs://"):
-        raise SpecError("gs:// is not supported by this build yet", where=uri, expected="a path")
+        from relex_core.storage.gcs import GcsStore  # imports google-cloud-storage, which takes half a second
+
+        return GcsStore(uri)
     return LocalStore(uri)

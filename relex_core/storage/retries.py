@@ -71,7 +71,7 @@ class _Waits:
 
     def __init__(self, initial: float, maximum: float) -> None:
         self._backoff = exponential_sleep_generator(initial, maximum)
-        self._asked = 0.0
+        self._asked: float = 0.0
 
     def note(self, error: Exception) -> None:
         self._asked = retry_after(getattr(error, "response", None))
@@ -80,7 +80,7 @@ class _Waits:
         return self
 
     def __next__(self) -> float:
-        return max(self._asked, next(self._backoff))
+        return max(self._asked, float(next(self._backoff)))
 
 
 def is_transient(error: Exception) -> bool:
@@ -96,7 +96,7 @@ def is_transient(error: Exception) -> bool:
 
 def retry_after(response: requests.Response | None) -> float:
     """Seconds that a response asks to wait: Retry-After as seconds or as an HTTP date; 0 without one."""
-    text = response.headers.get("Retry-After", "") if response is not None else ""
+    text = str(response.headers.get("Retry-After", "")) if response is not None else ""
     if text.strip().isdigit():
         return float(text)
     try:
@@ -105,4 +105,4 @@ def retry_after(response: requests.Response | None) -> float:
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+    return max(0.0, float((moment - datetime.now(timezone.utc)).total_seconds()))

@@ -1,0 +1,142 @@
+"""A candidate's folder, apart from its weights: provenance, config, tokenizer and index files. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from relex_core import __version__, layout
+from relex_core.checkpoints.checkpoint import CONFIG, INDEX
+from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
+from relex_core.errors import ObjectNotFound
+from relex_core.fit import FitArtifact
+from relex_core.manifest import WindowManifest, digest_of
+from relex_core.recipes import Recipe
+from relex_core.spec import CandidatesSpec
+from relex_core.storage import Store, open_store, read_bytes, write_bytes
+
+DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Candidate(BaseModel):
+    """RUN/candidates/<name>/relex.json: where a checkpoint comes from. Written last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    method: str
+    target_step: int | None
+    scale: float | None
+    alpha: float | None
+    count: int | None
+    window_digest: str
+    base_digest: str
+    fit_key: str
+    key: str
+    """Digest of everything the bytes depend on."""
+    files: dict[str, int]
+    """Bytes of every file."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One candidate in work."""
+
+    recipe: Recipe
+    key: str
+    folder: str
+    """Below the run root."""
+    dtypes: Mapping[str, str]
+    """Of the written tensors."""
+
+
+def output_dtypes(spec: CandidatesSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> dict[str, str]:
+    """Dtype of each tensor of every candidate, as safetensors spells it."""
+    dtypes = {}
+    for tensor in manifest.tensors:
+        if spec.dtype == "checkpoint" or tensor.dtype not in FLOATS:
+            dtypes[tensor.name] = tensor.dtype
+        else:
+            own = base_dtypes[tensor.name]
+            dtypes[tensor.name] = own if spec.dtype == "base" else DTYPE_NAMES[spec.dtype]
+    return dtypes
+
+
+def plan_output(recipe: Recipe, manifest: WindowManifest, fit: FitArtifact, dtypes: Mapping[str, str]) -> Output:
+    """Where a candidate goes, and the digest that tells a finished one from another under the same name."""
+    key = digest_of(
+        {
+            "recipe": asdict(recipe),
+            "window": manifest.digest,
+            "fit": fit.fit_key,
+            "dtypes": dict(dtypes),
+            "version": __version__,
+        }
+    )
+    return Output(recipe, key, layout.candidate(recipe.name), dtypes)
+
+
+def finished_candidate(store: Store, output: Output) -> Candidate | None:
+    """The candidate, if an earlier run of the same recipe completed it."""
+    try:
+        candidate = Candidate.model_validate_json(read_bytes(store, f"{output.folder}/{layout.PROVENANCE}"))
+    except (ObjectNotFound, ValueError):
+        return None
+    return candidate if candidate.key == output.key else None
+
+
+def write_companions(store: Store, manifest: WindowManifest, output: Output) -> None:
+    """Config, tokenizer and index files: the base's, except for what the written dtype changes in them."""
+    source = open_store(manifest.base.uri)
+    for record in manifest.base.files:
+        if record.name.endswith(".safetensors"):
+            continue
+        data = bytearray(record.size)
+        source.read_into(record.name, record.generation, 0, memoryview(data))
+        if record.name == INDEX:
+            data = bytearray(_index(bytes(data), manifest, output))
+        elif record.name == CONFIG:
+            data = bytearray(_config(bytes(data), output))
+        write_bytes(store, f"{output.folder}/{record.name}", bytes(data))
+
+
+def _index(data: bytes, manifest: WindowManifest, output: Output) -> bytes:
+    index = json.loads(data)
+    sizes = [math.prod(tensor.shape) * ITEM_BYTES[output.dtypes[tensor.name]] for tensor in manifest.tensors]
+    index.setdefault("metadata", {})["total_size"] = sum(sizes)
+    return json.dumps(index, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _config(data: bytes, output: Output) -> bytes:
+    """The base's config.json, with the dtype that the weights really have."""
+    config = json.loads(data)
+    names = {code: name for name, code in DTYPE_NAMES.items()}
+    dtypes = {dtype for dtype in output.dtypes.values() if dtype in FLOATS}
+    written = names.get(next(iter(dtypes))) if len(dtypes) == 1 else None
+    field = next((name for name in ("dtype", "torch_dtype") if name in config), None)
+    if field is None or written is None or config[field] == written:
+        return data
+    return json.dumps({**config, field: written}, indent=2).encode() + b"\n"
+
+
+def write_provenance(
+    store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output, torch_version: str
+) -> None:
+    """Write relex.json, the marker that the candidate is complete."""
+    prefix = f"{output.folder}/"
+    candidate = Candidate(
+        name=output.recipe.name,
+        **asdict(output.recipe),
+        window_digest=manifest.digest,
+        base_digest=digest_of(manifest.base.model_dump(mode="json")),
+        fit_key=fit.fit_key,
+        key=output.key,
+        files={info.name.removeprefix(prefix): info.size for info in store.list(output.folder)},
+        versions={"relex": __version__, "torch": torch_version},
+    )
+    write_bytes(store, prefix + layout.PROVENANCE, candidate.model_dump_json(indent=1).encode())

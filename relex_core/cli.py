@@ -1,0 +1,216 @@
+"""The command line. Thin: parse, call one public function, print. Heavy imports come after parsing.
+
+Exit status: 0 done, 2 bad usage or spec, 3 the window is not complete yet, 4 the input data are wrong,
+5 the storage failed after retries.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from relex_core import __version__
+from relex_core.errors import RelexError
+from relex_core.storage.uri import absolute_uri
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="relex")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and errors.")
+def main(quiet: bool) -> None:
+    """Extrapolate RLVR checkpoints, and promote one only when it is shown to help.
+
+    \b
+    relex demo              a tiny real RLVR run, and the whole pipeline on it
+    relex inspect URI       what lies in a trajectory
+    relex run SPEC          every stage; resumes where it stopped
+    """
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "google"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def stage(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn our errors into a message on stderr and the exit status of their class."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except RelexError as error:
+            _fail(f"{type(error).__name__}: {error}", error.exit_code)
+        except ModuleNotFoundError as error:
+            _fail(_missing_module(error), 2)
+
+    return wrapped
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    extra = {"torch": "fit", "numpy": "fit", "threadpoolctl": "fit", "transformers": "eval", "scipy": "eval"}
+    name = (error.name or "").partition(".")[0]
+    if name not in extra:
+        raise error
+    return f'{name} is not installed\n  next:     pip install "relex[{extra[name]}]"'
+
+
+def _location(uri: str) -> str:
+    return absolute_uri(uri, Path.cwd())
+
+
+spec_argument = click.argument("spec", type=click.Path(exists=True, dir_okay=False))
+run_argument = click.argument("run", callback=lambda _context, _parameter, value: _location(value))
+out_option = click.option("--out", metavar="RUN", help="Run directory; overrides the spec's run_root.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False), default="relex-demo", show_default=True)
+@click.option("--task", type=click.Choice(["format", "addition"]), default="format", show_default=True)
+@click.option("--truth", is_flag=True, help="Go on training to the farthest target, to see what RL itself reaches.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+@stage
+def demo(out: str, task: str, truth: bool, seed: int, as_json: bool) -> None:
+    """Train a tiny real RLVR run here, then do everything on it.
+
+    `format`: RL shifts a preference between two answer formats; extrapolation tends to help.
+    `addition`: every weight wanders; keeping the observed checkpoint or an average tends to be right.
+    Nothing is staged: whatever the decision is, it is printed.
+    """
+    from relex_core.demo.run import run_demo
+
+    result = run_demo(Path(out).absolute(), task, seed=seed, truth=truth)
+    _print(result.as_dict(), result.text, as_json)
+
+
+@main.command()
+@click.argument("uri")
+@json_option
+@stage
+def inspect(uri: str, as_json: bool) -> None:
+    """Show which steps lie in a trajectory, which are complete, and which not and why."""
+    from relex_core.inspect import inspect_trajectory
+    from relex_core.tables import trajectory_text
+
+    report = inspect_trajectory(_location(uri))
+    _print(report.model_dump(mode="json"), lambda: trajectory_text(report), as_json)
+
+
+@main.command()
+@spec_argument
+@out_option
+@click.option("--dry-run", is_flag=True, help="Print the plan: steps, bytes, memory, candidates. Writes nothing.")
+@json_option
+@stage
+def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
+    """Collect, fit, extrapolate, evaluate and decide; resumes where it stopped."""
+    from relex_core.spec import load_spec
+
+    if dry_run:
+        from relex_core.dry_run import plan_run
+        from relex_core.tables import plan_text
+
+        plan = plan_run(load_spec(spec, out=out))
+        _print(plan.model_dump(mode="json"), lambda: plan_text(plan), as_json)
+        return
+    from relex_core.run import run as run_all
+    from relex_core.tables import run_text
+
+    result = run_all(load_spec(spec, out=out))
+    data = {
+        "run": result.run,
+        "window_digest": result.window.digest,
+        "candidates": [candidate.name for candidate in result.candidates],
+        "decision": result.decision.model_dump(mode="json") if result.decision else None,
+    }
+    _print(data, lambda: run_text(result), as_json)
+
+
+@main.command()
+@spec_argument
+@out_option
+@json_option
+@stage
+def collect(spec: str, out: str | None, as_json: bool) -> None:
+    """Find the observation window and freeze it in RUN/window.json."""
+    from relex_core.collect import collect as collect_window
+    from relex_core.spec import load_spec
+    from relex_core.tables import window_text
+
+    loaded = load_spec(spec, out=out)
+    manifest = collect_window(loaded)
+    _print(manifest.model_dump(mode="json"), lambda: window_text(manifest, loaded.run_root), as_json)
+
+
+@main.command()
+@run_argument
+@json_option
+@stage
+def fit(run: str, as_json: bool) -> None:
+    """Fit one direction and one line per weight tensor."""
+    from relex_core.fit import fit as fit_run
+    from relex_core.tables import fit_text
+
+    artifact = fit_run(run)
+    _print(artifact.model_dump(mode="json", exclude={"tensors"}), lambda: fit_text(artifact), as_json)
+
+
+@main.command()
+@run_argument
+@click.option("--target-step", "target_steps", type=click.IntRange(min=0), multiple=True, help="Optimizer step.")
+@click.option("--scale", "scales", type=float, multiple=True, help="Factor on the displacement; 1 is the paper.")
+@json_option
+@stage
+def extrapolate(run: str, target_steps: Sequence[int], scales: Sequence[float], as_json: bool) -> None:
+    """Write candidate checkpoints: the spec's, or those of --target-step and --scale."""
+    from relex_core.extrapolate import extrapolate as write_candidates
+
+    candidates = write_candidates(run, target_steps=target_steps, scales=scales)
+    lines = "\n".join(f"{run}/candidates/{candidate.name}" for candidate in candidates)
+    _print([candidate.model_dump(mode="json") for candidate in candidates], lambda: lines, as_json)
+
+
+@main.command()
+@run_argument
+@click.option("--candidate", "candidates", multiple=True, help="Only these, on the selection split.")
+@json_option
+@stage
+def evaluate(run: str, candidates: Sequence[str], as_json: bool) -> None:
+    """Measure candidates, base and last observed checkpoint; then the finalist on the confirmation split."""
+    from relex_core.evaluate import evaluate as evaluate_run
+    from relex_core.tables import results_text
+
+    results = evaluate_run(run, candidates=candidates)
+    _print([result.model_dump(mode="json") for result in results], lambda: results_text(results), as_json)
+
+
+@main.command()
+@run_argument
+@json_option
+@stage
+def decide(run: str, as_json: bool) -> None:
+    """Promote the finalist, or keep what was observed."""
+    from relex_core.decide import decide as decide_run
+    from relex_core.tables import decision_text
+
+    decision = decide_run(run)
+    _print(decision.model_dump(mode="json"), lambda: decision_text(decision), as_json)
+
+
+def _print(data: Any, text: Callable[[], str], as_json: bool) -> None:
+    click.echo(json.dumps(data, indent=1) if as_json else text())

@@ -1,0 +1,51 @@
+"""`relex run`: every stage in order. Each stage recognises its own finished work, so a run resumes where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from relex_core.collect import collect
+from relex_core.fit import FitArtifact, fit
+from relex_core.manifest import WindowManifest
+from relex_core.spec import RunSpec
+
+if TYPE_CHECKING:  # these need torch
+    from relex_core.candidate import Candidate
+    from relex_core.decide import Decision
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left in its directory."""
+
+    run: str
+    window: WindowManifest
+    fit: FitArtifact
+    candidates: tuple[Candidate, ...]
+    decision: Decision | None
+    """None where the spec has no evaluation."""
+
+
+def run(spec: RunSpec) -> RunResult:
+    """Collect, fit, extrapolate and, where the spec says how, evaluate and decide.
+
+    Raises:
+        RelexError: as the stages do.
+    """
+    manifest = collect(spec)
+    artifact = fit(spec.run_root)
+
+    from relex_core.extrapolate import extrapolate
+
+    candidates = tuple(extrapolate(spec.run_root))
+    decision = None
+    if spec.evaluation is not None:
+        from relex_core.decide import decide, delete_losers
+        from relex_core.evaluate import evaluate
+
+        evaluate(spec.run_root)
+        decision = decide(spec.run_root)
+        if spec.candidates.keep == "winner":
+            delete_losers(spec.run_root, decision)
+    return RunResult(spec.run_root, manifest, artifact, candidates, decision)
