@@ -77,7 +77,7 @@ def delete_losers(run: str, decision: Decision) -> list[str]:
             where=join_uri(run, winner),
             next_step=f"relex extrapolate {run}",
         )
-    losing = [key for key in weights if decision.decision == "keep_observed" or not key.startswith(winner)]
+    losing = [key for key in weights if not key.startswith(winner)]
     for key in losing:
         store.delete(key)
     return sorted({key.split("/")[1] for key in losing})

@@ -93,10 +93,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
         raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} cannot be paired")
     n, k = a.shape
     d = a.mean(axis=1) - b.mean(axis=1)
-    d[np.abs(d) < 1e-12] = 0.0  # 1/3 + 1/3 is no gain over 2/3
     better, worse = int((d > 0).sum()), int((d < 0).sum())
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
-    sparse = better + worse < FEW_DISCORDANT or np.ptp(d) < 1e-12
+    sparse = better + worse < FEW_DISCORDANT or np.ptp(d) < 1e-12  # 2/3 − 1/3 is not quite 1/3 − 0
     intervals = [_t_interval(mean, error, n, confidence)]
     if sparse:
         intervals += _sparse_intervals(d, better, worse, confidence)

@@ -94,7 +94,7 @@ def require_status(response: Response, *expected: int) -> None:
         raise from_http_status(response.status_code, response.text, response=response)  # type: ignore[no-untyped-call]
 
 
-def changed(where: str, found: int | str = "another", wanted: int | str = "the one collected") -> CheckpointChanged:
+def changed(where: str, found: int | str = "another one", wanted: int | str = "as collected") -> CheckpointChanged:
     """The error for an object of another generation than the one that window.json recorded."""
     return CheckpointChanged(
         f"the object was replaced while it was in use: its generation is {found}",

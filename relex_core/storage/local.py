@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound, StorageError
-from relex_core.storage.base import ObjectInfo
-
-PARTIAL = ".relex-partial"
+from relex_core.storage.atomic import PARTIAL, sync, temporary_file
+from relex_core.storage.base import ObjectInfo, Writer
 
 
 class LocalStore:
@@ -25,26 +23,28 @@ class LocalStore:
         self._root = Path(root)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        top = self._root / prefix
+        top = self._path(prefix)
         found = []
-        for folder, _, names in os.walk(top):
-            for name in names:
-                if not name.endswith(PARTIAL):
+        with _storage_errors(top):
+            for folder, _, names in os.walk(top, onerror=_unless_missing):
+                for name in names:
                     path = Path(folder, name)
                     with suppress(FileNotFoundError):  # a live trainer deletes old checkpoints while we list
-                        found.append(_info(path.relative_to(self._root).as_posix(), path.stat()))
+                        if not name.endswith(PARTIAL):
+                            found.append(_info(path.relative_to(self._root).as_posix(), _regular(path.stat())))
         return iter(sorted(found, key=lambda info: info.name))
 
     def stat(self, key: str) -> ObjectInfo:
-        with _storage_errors(self._root / key):
-            return _info(key, (self._root / key).stat())
+        path = self._path(key)
+        with _storage_errors(path):
+            return _info(key, _regular(path.stat()))
 
     def read_into(self, key: str, generation: int, offset: int, buffer: memoryview) -> None:
-        path = self._root / key
+        path, buffer = self._path(key), buffer.cast("B")
         with _storage_errors(path):
             handle = os.open(path, os.O_RDONLY)
             try:
-                found = os.fstat(handle).st_mtime_ns
+                found = _regular(os.fstat(handle)).st_mtime_ns
                 if found != generation:
                     raise CheckpointChanged(
                         f"the file was replaced while it was in use (modified at {found} ns)",
@@ -57,35 +57,67 @@ class LocalStore:
                 os.close(handle)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
-        path = self._root / key
-        with _storage_errors(path), _temporary(path) as (temporary, stream):
+        path = self._path(key)
+        with _storage_errors(path), temporary_file(path) as (temporary, stream):
             stream.write(data)
-            _sync(stream)
+            sync(stream)
             try:
                 os.link(temporary, path)  # unlike rename, refuses a taken name, atomically
             except FileExistsError:
                 raise ObjectExists("the name is taken", where=str(path)) from None
-            return _info(key, path.stat())
+            return _info(key, os.fstat(stream.fileno()))
 
     @contextmanager
-    def open_write(self, key: str) -> Iterator[BinaryIO]:
-        path = self._root / key
-        with _storage_errors(path), _temporary(path) as (temporary, stream):
-            yield stream
-            _sync(stream)
-            temporary.replace(path)
+    def open_write(self, key: str) -> Iterator[Writer]:
+        path = self._path(key)
+        with ExitStack() as stack:
+            with _storage_errors(path):
+                temporary, stream = stack.enter_context(temporary_file(path))
+            yield _CheckedWriter(path, stream)  # outside of _storage_errors: the caller's own errors pass through
+            with _storage_errors(path):
+                sync(stream)
+                temporary.replace(path)
 
     def delete(self, key: str) -> None:
-        path = self._root / key
-        with _storage_errors(path), suppress(FileNotFoundError):
+        path = self._path(key)
+        with _storage_errors(path), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             path.unlink()
             with suppress(OSError):  # folders exist only as parts of keys: drop those left empty
                 for parent in path.relative_to(self._root).parents[:-1]:
                     (self._root / parent).rmdir()
 
+    def _path(self, key: str) -> Path:
+        if key.startswith("/") or ".." in key.split("/"):
+            raise StorageError("the name leaves its folder", where=f"{self.uri}/{key}", expected="a name below it")
+        return self._root / key
 
-def _info(name: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(name, stat.st_size, stat.st_mtime_ns)
+
+class _CheckedWriter:
+    """A stream whose failures are ours."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self._path, self._stream = path, stream
+
+    def write(self, data: memoryview | bytes) -> None:
+        with _storage_errors(self._path):
+            self._stream.write(data)
+
+
+def _info(name: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(name, status.st_size, status.st_mtime_ns)
+
+
+def _regular(status: os.stat_result) -> os.stat_result:
+    """The status of a file; folders, pipes and the like are no objects."""
+    if not S_ISREG(status.st_mode):
+        raise FileNotFoundError
+    return status
+
+
+def _unless_missing(error: OSError) -> None:
+    """What `os.walk` does with a folder that it cannot read: a hidden checkpoint must not look like a missing one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _pread_all(handle: int, offset: int, buffer: memoryview, path: Path) -> None:
@@ -101,33 +133,6 @@ def _pread_all(handle: int, offset: int, buffer: memoryview, path: Path) -> None
         done += count
 
 
-def _sync(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """An open, locked temporary file beside `path`; whatever is left of it is removed at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    with temporary.open("xb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # shows other processes that the owner lives
-        try:
-            yield temporary, stream
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of killed writers to `path`: those that nobody holds a lock on."""
-    for leftover in path.parent.glob(f".{path.name}.*{PARTIAL}"):
-        with suppress(OSError), leftover.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
-
-
 @contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors into ours, with the path and an advice."""
@@ -140,6 +145,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         advice = {
             errno.ENOSPC: "free disk space, then run the same command again: finished work is kept",
+            errno.EDQUOT: "free some of your disk quota, then run the same command again: finished work is kept",
             errno.EACCES: "give this user access to the folder",
         }
         raise StorageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from relex_core.errors import SpecError
 
@@ -12,7 +12,7 @@ def absolute_uri(uri: str, folder: Path) -> str:
     """Normalise a location: gs:// stays as it is, file:// becomes a path, relative paths start from `folder`.
 
     Raises:
-        SpecError: the scheme is neither gs nor file, or the URI names no bucket.
+        SpecError: the scheme is neither gs nor file, or the URI names no bucket, or another host.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -20,7 +20,10 @@ def absolute_uri(uri: str, folder: Path) -> str:
             raise SpecError("an empty location", expected="a path, file:// or gs:// URI")
         return str((folder / Path(uri).expanduser()).absolute())
     if scheme == "file":
-        return unquote(urlsplit(uri).path)
+        host, slash, path = rest.partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise SpecError("a file:// URI of another host", where=uri, expected="file:///FOLDER, with three slashes")
+        return unquote(f"/{path}")
     if scheme == "gs":
         bucket, _, key = rest.partition("/")
         if not bucket:

@@ -1,0 +1,41 @@
+# Everything a developer types. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench test-slow clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## Train a tiny real RLVR run and do the main job on it (about 5 minutes)
+	$(BIN)/relex demo --out relex-demo
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## Tests that take more than a minute each (a real TRL run)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,trl]"
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Put the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Speed, bytes, disk and memory beside plain reads; REFERENCE=DIR adds the authors' scripts
+	$(BIN)/python benchmarks/bench.py $(if $(REFERENCE),--reference $(REFERENCE)) $(BENCH_OPTIONS)
+
+clean: ## Remove what make made
+	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
