@@ -16,7 +16,7 @@ from relex_core.storage.gcs_errors import changed, gcs_errors
 from relex_core.storage.ledger import ChecksumLedger
 from relex_core.storage.ranges import RangeReader
 from relex_core.storage.retries import Retries
-from relex_core.storage.uploads import CONTENT_TYPE, ObjectWriter
+from relex_core.storage.uploads import CONTENT_TYPE, ObjectWriter, Target
 
 FIELDS = "items(name,size,generation,crc32c),nextPageToken"
 CREATOR = "relex-creator"
@@ -98,10 +98,11 @@ class GcsStore:
 
     @contextmanager
     def open_write(self, key: str) -> Iterator[Writer]:
-        blob = self._blob(key)
         url = f"{self._connection.endpoint}/upload/storage/v1{self._bucket.path}/o"
-        call = self._call
-        writer = ObjectWriter(blob, f"{self.uri}/{key}", self._connection.session, url, call["retry"], call["timeout"])
+        session, call = self._connection.session, self._call
+        writer = ObjectWriter(
+            Target(self._blob(key), f"{self.uri}/{key}", url, session, call["retry"], call["timeout"])
+        )
         try:
             yield writer
             writer.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
@@ -33,19 +34,35 @@ class _PartlyStored(ConnectionError):
     """The server kept only the beginning of a chunk; the rest is sent again."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """The object that is written, and how it is sent."""
+
+    blob: Any
+    """google.cloud.storage's handle of it."""
+    where: str
+    """Its gs:// URI."""
+    url: str
+    """Where uploads into its bucket start."""
+    session: Session
+    retries: Retries
+    timeouts: tuple[float, float]
+    """Seconds to wait for a connection, and for an answer on it."""
+
+
 class ResumableUpload:
     """One upload session. Every method raises google.api_core and requests errors, after retries."""
 
-    def __init__(self, session: Session, url: str, name: str, retries: Retries, timeouts: tuple[float, float]) -> None:
-        self._session, self._retries, self._timeouts = session, retries, timeouts
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._stored = 0
-        self._location = retries(self._start)(url, name)
+        self._location = target.retries(self._start)()
 
-    def _start(self, url: str, name: str) -> str:
-        parameters = {"uploadType": "resumable", "name": name}
-        response = self._session.post(
-            url, params=parameters, json={"contentType": CONTENT_TYPE}, timeout=self._timeouts
-        )
+    def _start(self) -> str:
+        target = self._target
+        parameters = {"uploadType": "resumable", "name": target.blob.name}
+        metadata = {"contentType": CONTENT_TYPE}
+        response = target.session.post(target.url, params=parameters, json=metadata, timeout=target.timeouts)
         require_status(response, 200, 201)
         return response.headers["Location"]
 
@@ -69,7 +86,7 @@ class ResumableUpload:
                 return found
             failed = True
             if not begin <= self._stored <= stop:
-                raise StorageError(f"the server lost bytes {self._stored} to {begin} of an upload")
+                raise StorageError(f"the server lost bytes {self._stored} to {begin}", where=self._target.where)
             metadata = {}
             if self._stored < stop:
                 metadata = self._put(data[self._stored - begin :], f"bytes {self._stored}-{stop - 1}/{size}", hashes)
@@ -77,11 +94,12 @@ class ResumableUpload:
                 raise _PartlyStored(f"bytes {self._stored} to {stop} of an upload were not stored")
             return metadata
 
-        return self._retries(attempt)()
+        return self._target.retries(attempt)()
 
     def _put(self, data: memoryview | bytes, content_range: str, hashes: dict[str, str]) -> dict[str, Any]:
         headers = {"Content-Range": content_range, **hashes}
-        response = self._session.put(self._location, data=data, headers=headers, timeout=self._timeouts)
+        target = self._target
+        response = target.session.put(self._location, data=data, headers=headers, timeout=target.timeouts)
         require_status(response, 200, 201, 308)
         if response.status_code != 308:
             metadata: dict[str, Any] = response.json()
@@ -93,26 +111,18 @@ class ResumableUpload:
     def cancel(self) -> None:
         """Tell the server to forget the session; if that fails it does so by itself after a week."""
         with suppress(RequestException):
-            self._session.delete(self._location, timeout=self._timeouts)
+            self._target.session.delete(self._location, timeout=self._target.timeouts)
 
 
 class ObjectWriter:
     """The stream: `write` any number of times, then either `close` or `abort`. Memory: CHUNK_BYTES.
 
-    Args:
-        blob: google.cloud.storage's handle of the object.
-        where: its gs:// URI.
-        url: where uploads into its bucket start.
-
     Raises (from every method but abort):
         StorageError: the upload failed, after retries; the message names the permission if one is lacking.
     """
 
-    def __init__(
-        self, blob: Any, where: str, session: Session, url: str, retries: Retries, timeouts: tuple[float, float]
-    ) -> None:
-        self._blob, self._where, self._session, self._url = blob, where, session, url
-        self._retries, self._timeouts = retries, timeouts
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._upload: ResumableUpload | None = None
         self._buffer = bytearray()
         self._crc = 0
@@ -130,14 +140,15 @@ class ObjectWriter:
 
     def close(self) -> None:
         """Publish the object; if the server stored other bytes than were written it is removed again."""
+        target = self._target
         small = self._upload is None and len(self._buffer) <= SINGLE_BYTES
         stored, generation = self._send_whole() if small else self._send_last()
         if stored != encode(self._crc):
-            with gcs_errors("storage.objects.delete", self._where):
-                self._blob.delete(if_generation_match=generation, retry=self._retries, timeout=self._timeouts)
+            with gcs_errors("storage.objects.delete", target.where):
+                target.blob.delete(if_generation_match=generation, retry=target.retries, timeout=target.timeouts)
             raise StorageError(
                 f"the upload arrived damaged, with crc32c {stored}, and was removed",
-                where=self._where,
+                where=target.where,
                 expected=f"crc32c {encode(self._crc)}",
                 next_step="run the same command again; if it happens again, check this machine's memory and network",
             )
@@ -148,20 +159,19 @@ class ObjectWriter:
             self._upload.cancel()
 
     def _send_whole(self) -> tuple[str, int]:
-        with gcs_errors("storage.objects.create", self._where):
-            self._blob.upload_from_string(
-                bytes(self._buffer), CONTENT_TYPE, checksum="crc32c", retry=self._retries, timeout=self._timeouts
-            )
-        return self._blob.crc32c, self._blob.generation
+        blob, call = self._target.blob, {"retry": self._target.retries, "timeout": self._target.timeouts}
+        with gcs_errors("storage.objects.create", self._target.where):
+            blob.upload_from_string(bytes(self._buffer), CONTENT_TYPE, checksum="crc32c", **call)
+        return blob.crc32c, blob.generation
 
     def _send_last(self) -> tuple[str, int]:
         metadata = self._send(final_crc=self._crc)
         return metadata["crc32c"], int(metadata["generation"])
 
     def _send(self, *, final_crc: int | None = None) -> dict[str, Any]:
-        with gcs_errors("storage.objects.create", self._where):
+        with gcs_errors("storage.objects.create", self._target.where):
             if self._upload is None:
-                self._upload = ResumableUpload(self._session, self._url, self._blob.name, self._retries, self._timeouts)
+                self._upload = ResumableUpload(self._target)
             metadata = self._upload.send(memoryview(self._buffer), final_crc=final_crc)
         self._buffer = bytearray()
         return metadata

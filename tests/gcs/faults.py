@@ -113,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
     """One client's connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     pool = urllib3.PoolManager(maxsize=32)
 
     def log_message(self, *_: object) -> None:
@@ -189,7 +190,7 @@ def _resumable(front: FaultyFront, request: Request) -> Reply:
     """The protocol of resumable uploads; what is finished is handed to the server."""
     query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request.path).query))
     if request.kind == "start":
-        session = str(len(front.sessions))
+        session = str(len(front.sessions) + len(front.finished))
         front.sessions[session] = (query["name"], bytearray())
         location = f"{front.url}{request.path}&upload_id={session}"
         return Reply(200, {"Location": location}, b"")
@@ -214,6 +215,7 @@ def _resumable(front: FaultyFront, request: Request) -> Reply:
     url = urllib.parse.urlsplit(request.path).path
     upload = front.upstream + url + "?" + urllib.parse.urlencode({"uploadType": "media", "name": name})
     response = Handler.pool.request("POST", upload, body=bytes(stored))
+    del front.sessions[session]
     front.finished[session] = Reply(response.status, {"Content-Type": "application/json"}, response.data)
     return front.finished[session]
 
@@ -300,6 +302,16 @@ def ignored_range(handler: Handler, request: Request) -> None:
     """The whole object, with status 200."""
     request.headers.pop("range")
     handler.send(handler.forward(request))
+
+
+def whole(size: int) -> Fault:
+    """An object of `size` zeros, with status 200, whatever the range."""
+
+    def fault(handler: Handler, request: Request) -> None:
+        generation = urllib.parse.parse_qs(urllib.parse.urlsplit(request.path).query)["generation"][0]
+        handler.send(Reply(200, {"X-Goog-Generation": generation}, bytes(size)))
+
+    return fault
 
 
 def lost_answer(handler: Handler, request: Request) -> None:
