@@ -21,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trajectory import build
-
 TARGETS = "500"
 
 
@@ -89,9 +87,10 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="checkout of the authors' scripts")
     arguments = parser.parse_args()
 
-    data = build(
-        arguments.data / f"{arguments.parameters:.0f}-{arguments.steps}", arguments.parameters, arguments.steps
-    )
+    data = arguments.data / f"{arguments.parameters:.0f}-{arguments.steps}"
+    # In a process of its own: Linux counts a parent's memory before exec as its child's.
+    sizes = ["--parameters", str(arguments.parameters), "--steps", str(arguments.steps)]
+    subprocess.run([sys.executable, str(Path(__file__).with_name("trajectory.py")), str(data), *sizes], check=True)
     base, trajectory, out = data / "base", data / "run", data / "relex"
     window = sorted(trajectory.rglob("*.safetensors"))
     window_bytes = sum(path.stat().st_size for path in window)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from relex_core import __version__
-from relex_core.errors import RelexError
+from relex_core.errors import RelexError, SpecError
 from relex_core.storage.uri import absolute_uri
 
 P = ParamSpec("P")
@@ -72,8 +72,15 @@ def _location(uri: str) -> str:
     return absolute_uri(uri, Path.cwd())
 
 
+def _run_directory(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return _location(value)
+    except SpecError as error:  # here, unlike in a stage, nothing else turns it into a message
+        raise click.BadParameter(str(error)) from None
+
+
 spec_argument = click.argument("spec", type=click.Path(exists=True, dir_okay=False))
-run_argument = click.argument("run", callback=lambda _context, _parameter, value: _location(value))
+run_argument = click.argument("run", callback=_run_directory)
 out_option = click.option("--out", metavar="RUN", help="Run directory; overrides the spec's run_root.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 

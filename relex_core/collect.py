@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from relex_core import layout
 from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from relex_core.checkpoints.layouts import LAYOUTS, StepFolder, find_steps
@@ -85,16 +87,16 @@ def collect(spec: RunSpec) -> WindowManifest:
 
 
 def claim_run_directory(spec: RunSpec) -> None:
-    """Write RUN/spec.json, unless the directory belongs to another run; candidates and margins may change."""
+    """Write RUN/spec.json, unless the directory holds another run's window; candidates and margins may change."""
     store = open_store(spec.run_root)
     try:
-        old = RunSpec.model_validate_json(read_bytes(store, layout.SPEC))
-    except ObjectNotFound:
+        old = load_spec_of(spec.run_root)
+    except WindowNotReady:
         pass
     else:
         mine, theirs = spec.identity(), old.identity()
         changed = [name for name in mine if mine[name] != theirs[name]]
-        if changed:
+        if changed and exists(store, layout.WINDOW):
             raise SpecError(
                 f"the run directory belongs to another spec: {', '.join(changed)} differ",
                 where=f"{spec.run_root}/{layout.SPEC}",
@@ -111,12 +113,20 @@ def load_spec_of(run: str) -> RunSpec:
 
     Raises:
         WindowNotReady: nothing was collected into this directory.
+        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
+    where = f"{run}/{layout.SPEC}"
     try:
         return RunSpec.model_validate_json(read_bytes(open_store(run), layout.SPEC))
     except ObjectNotFound:
         raise WindowNotReady(
-            "this is no run directory", where=f"{run}/{layout.SPEC}", next_step=f"relex collect SPEC --out {run}"
+            "this is no run directory", where=where, next_step=f"relex collect SPEC --out {run}"
+        ) from None
+    except ValidationError as error:
+        raise DataError(
+            f"not a resolved spec: {error}",
+            where=where,
+            next_step="collect into a new run directory; do not edit spec.json",
         ) from None
 
 
@@ -138,7 +148,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
     ]
     if problems:
         raise WindowError(
-            f"{len(problems)} problems in the observation window:",
+            "the observation window has problems:",
             where=spec.trajectory,
             expected=f"the tensors and shapes of the base {spec.base} at every step, dtypes as at the first step",
             next_step="repair or remove these checkpoints; is this the base that the run started from?",
@@ -193,10 +203,13 @@ def _refuse_bad_steps(spec: WindowSpec, steps: Sequence[ObservedStep]) -> None:
     problems = [
         f"step {step.folder.step}: {problem}"
         for step in steps
-        if spec.first <= step.folder.step <= spec.t_cut and step.folder.step < last
+        if spec.first <= step.folder.step <= spec.t_cut
+        and step.folder.step < last
+        # Beyond the last step that the framework calls complete, steps may still be in work.
+        and not (step.folder.unfinished and step.folder.layout.last_step_file)
         for problem in step.incomplete
     ]
-    if problems and not (spec.skip_incomplete and complete):
+    if problems and not spec.skip_incomplete:
         raise WindowError(
             "incomplete checkpoints below a later one:",
             problems=problems,
@@ -232,7 +245,7 @@ def _window(spec: RunSpec, steps: Sequence[ObservedStep]) -> list[ObservedStep]:
     if len(window) < wanted.min_checkpoints:
         held = ", ".join(f"step {step.folder.step}" for step in window) or "none"
         raise WindowError(
-            f"t_cut={wanted.t_cut} keeps {len(window)} checkpoints ({held})",
+            f"t_cut={wanted.t_cut} keeps {len(window)} checkpoint{'' if len(window) == 1 else 's'} ({held})",
             where=spec.trajectory,
             expected=f"at least {wanted.min_checkpoints}; a line needs 2",
             next_step="collect earlier steps, or raise window.t_cut",

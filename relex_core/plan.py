@@ -158,8 +158,10 @@ def plan_fit(
         resident: bytes the process holds before the fit starts.
 
     Raises:
-        SpecError: the budget cannot hold even the narrowest stripes.
+        SpecError: the window has too few checkpoints for what the spec asks, or the budget cannot hold even the
+            narrowest stripes.
     """
+    _refuse_impossible(spec, len(manifest.checkpoints))
     tensors = [PlannedTensor(t.name, t.shape, _numel(t.shape), t.dtype, base_dtypes[t.name]) for t in manifest.tensors]
     stored = stored_column_count(spec)
     item = 2 if spec.direction_dtype == "bfloat16" else 4
@@ -178,8 +180,8 @@ def plan_fit(
         if buffers >= workers + 2 or columns == BLOCK_COLUMNS:
             break
         columns //= 2
-    if buffers < 2:
-        needed = fixed + 2 * stripe_bytes
+    if buffers < workers + 2:  # the second pass over a tensor holds a stripe per worker and two more
+        needed = fixed + (workers + 2) * stripe_bytes
         raise SpecError(
             f"fit.memory_budget of {int(spec.memory_budget) / 2**20:.0f} MiB is too small for {steps} checkpoints",
             expected=f"at least {needed / 2**20:.0f} MiB",
@@ -200,6 +202,17 @@ def plan_fit(
         direction_item_bytes=item,
         peak_bytes=fixed + buffers * stripe_bytes,
     )
+
+
+def _refuse_impossible(spec: FitSpec, steps: int) -> None:
+    if spec.degree >= steps:
+        raise SpecError(f"fit.degree={spec.degree} needs {spec.degree + 1} checkpoints, the window holds {steps}")
+    for count in spec.trailing_averages:
+        if count > steps:
+            raise SpecError(
+                f"fit.trailing_averages: the last {count} checkpoints, but the window holds {steps}",
+                next_step=f"use at most {steps}",
+            )
 
 
 def stored_column_count(spec: FitSpec) -> int:

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from relex_core.errors import SpecError
 from relex_core.storage.uri import absolute_uri, join_uri
@@ -25,6 +34,14 @@ from relex_core.storage.uri import absolute_uri, join_uri
 Baseline = Literal["last_observed", "trailing_average", "weight_extrapolation", "first_update", "expo", "pinned"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
 Step = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+def _located(uri: str, info: ValidationInfo) -> str:
+    """The URI made absolute; a resolved spec is read without a context and holds absolute ones already."""
+    return absolute_uri(uri, info.context["folder"]) if info.context else uri
+
+
+Location = Annotated[str, AfterValidator(_located)]
 
 
 class Section(BaseModel):
@@ -115,7 +132,7 @@ class TaskSpec(Section):
     """Questions with verifiable answers."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    file: str
+    file: Location
     """JSONL, one object a line with `prompt` and `answer` (and `id` if you like): a path or gs:// URI."""
     grader: Literal["exact"] = "exact"
     """`exact`: the stripped completion equals the answer."""
@@ -172,11 +189,11 @@ class CostSpec(Section):
 class RunSpec(Section):
     """Everything relex needs to know about one run."""
 
-    base: str
+    base: Location
     """Folder of the model the RL run started from: a path or gs:// URI."""
-    trajectory: str
+    trajectory: Location
     """The folder that holds the step folders."""
-    run_root: str
+    run_root: Location
     """Where relex writes; `--out` overrides it. Default: TRAJECTORY/relex."""
     window: WindowSpec
     fit: FitSpec = FitSpec()
@@ -240,31 +257,18 @@ def resolve_spec(data: object, *, where: str, folder: Path, out: str | None = No
     if not isinstance(data, dict):
         raise SpecError("the spec is not a mapping", where=where, expected="base, trajectory, window: {t_cut: N}")
     data = dict(data)
-    for name in ("base", "trajectory", "run_root"):
-        if isinstance(data.get(name), str):
-            data[name] = absolute_uri(data[name], folder)
     if out is not None:
         data["run_root"] = absolute_uri(out, Path.cwd())
-    elif "run_root" not in data and isinstance(data.get("trajectory"), str):
-        data["run_root"] = join_uri(data["trajectory"], "relex")
+    elif "run_root" not in data:
+        trajectory = data.get("trajectory")
+        data["run_root"] = join_uri(trajectory, "relex") if isinstance(trajectory, str) else "relex"
     try:
-        spec = RunSpec.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, nothing else is coerced
+        # JSON mode: lists become tuples, and text becomes a number where one is due (YAML reads 1e-2 as text).
+        return RunSpec.model_validate_json(json.dumps(data), context={"folder": folder})
     except ValidationError as error:
         raise SpecError(_all_faults(error), where=where, next_step="see docs/spec.md for every field") from None
     except (TypeError, ValueError) as error:
         raise SpecError(f"the spec holds something that is not plain data: {error}", where=where) from None
-    return _with_absolute_tasks(spec, folder)
-
-
-def _with_absolute_tasks(spec: RunSpec, folder: Path) -> RunSpec:
-    if spec.evaluation is None:
-        return spec
-    update: dict[str, SplitSpec] = {}
-    for name in ("select", "confirm"):
-        split: SplitSpec = getattr(spec.evaluation, name)
-        task = split.task.model_copy(update={"file": absolute_uri(split.task.file, folder)})
-        update[name] = split.model_copy(update={"task": task})
-    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=update)})
 
 
 def _all_faults(error: ValidationError) -> str:
@@ -277,7 +281,8 @@ def _all_faults(error: ValidationError) -> str:
         elif fault["type"] == "missing":
             lines.append(f"  - {name}: required, but not given")
         else:
-            lines.append(f"  - {name}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})")
+            message = " ".join(fault["msg"].removeprefix("Value error, ").split())
+            lines.append(f"  - {name}: {message} (got {fault['input']!r:.80})")
     return "\n".join(lines)
 
 

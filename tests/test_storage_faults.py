@@ -428,12 +428,21 @@ class TestUploads:
             writer.write(DATA)
             raise ZeroDivisionError
 
-    @pytest.mark.parametrize(("kind", "size"), [("create", 1), ("chunk", 200_000)])
-    def test_a_damaged_upload_is_removed(self, front: FaultyFront, store: GcsStore, kind: str, size: int) -> None:
-        front.plan(kind, "upload", faults.damaged)
+    @pytest.mark.parametrize(
+        ("kind", "size", "planned", "word"),
+        [
+            ("create", 1, [faults.damaged], "damaged"),
+            ("chunk", 200_000, [faults.damaged], "CRC32C"),  # the server finds it
+            ("chunk", 200_000, [faults.with_headers(), faults.damaged], "damaged"),  # the server does not look
+        ],
+    )
+    def test_a_damaged_upload_is_removed(
+        self, front: FaultyFront, store: GcsStore, kind: str, size: int, planned: list[Fault], word: str
+    ) -> None:
+        front.plan(kind, "upload", *planned)
         with pytest.raises(StorageError) as caught:
             write_bytes(store, "upload", b"content " * size)
-        check(caught.value, StorageError, 5, "damaged" if kind == "create" else "CRC32C", f"{store.uri}/upload")
+        check(caught.value, StorageError, 5, word, f"{store.uri}/upload")
         assert not exists(store, "upload")
 
     def test_memory_stays_within_a_chunk(self, front: FaultyFront, store: GcsStore) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relex_core.checkpoints.safetensors_file import TensorEntry, TornFile, read_header
-from relex_core.errors import DataError, ObjectNotFound
+from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
 
 SINGLE_FILE = "model.safetensors"
@@ -111,22 +112,22 @@ def _indexed_shards(
         items = list(weight_map.items())
         if not items or not all(isinstance(name, str) for pair in items for name in pair):
             raise TypeError("weight_map is empty or not a map of names")
+        "".join(name for pair in items for name in pair).encode()  # a lone surrogate fails here
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         checkpoint.incomplete.append(f"{INDEX} cannot be understood: {error}")
         return {}
-    shards: dict[str, set[str] | None] = {}
+    tensors: dict[str, set[str]] = defaultdict(set)
     for tensor, name in items:
+        tensors[name].add(tensor)
+    shards: dict[str, set[str] | None] = {}
+    for name, expected in sorted(tensors.items()):
         if "/" in name or "\\" in name or name.startswith("."):
             checkpoint.wrong.append(f"{INDEX} points outside its folder: {name[:200]!r}")
         elif name not in files:
-            problem = f"shard {name} is missing"
-            if problem not in checkpoint.incomplete:
-                checkpoint.incomplete.append(problem)
+            checkpoint.incomplete.append(f"shard {name[:200]} is missing")
         else:
-            expected = shards.setdefault(name, set())
-            assert expected is not None
-            expected.add(tensor)
-    return dict(sorted(shards.items()))
+            shards[name] = expected
+    return shards
 
 
 def _read_shard(store: Store, info: ObjectInfo, expected: set[str] | None, checkpoint: Checkpoint) -> None:
@@ -134,6 +135,9 @@ def _read_shard(store: Store, info: ObjectInfo, expected: set[str] | None, check
         header = read_header(store, info)
     except TornFile as error:
         checkpoint.incomplete.append(f"{info.name} is cut off: {error.what}")
+        return
+    except CheckpointChanged as error:  # since the listing: it is still being written
+        checkpoint.incomplete.append(f"{info.name}: {error.what}")
         return
     except DataError as error:
         checkpoint.wrong.append(f"{info.name} is not a valid safetensors file: {error.what} ({error.where})")

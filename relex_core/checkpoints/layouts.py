@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from relex_core.errors import DataError, ObjectNotFound
+from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
 
 
@@ -112,6 +112,8 @@ def _unfinished(store: Store, layout: Layout, step: int, name: str, names: set[s
         _check_trainer_state(store, f"{name}/{layout.step_marker}", step)
     if layout.last_step_file in top_files:
         last = _last_complete_step(store, layout.last_step_file)
+        if last is None:
+            return f"{layout.last_step_file} names no step yet"
         if step > last:
             return f"{layout.last_step_file} says that step {last} is the last complete one"
     return ""
@@ -129,18 +131,17 @@ def _check_trainer_state(store: Store, key: str, step: int) -> None:
         )
 
 
-def _last_complete_step(store: Store, key: str) -> int:
+def _last_complete_step(store: Store, key: str) -> int | None:
+    """None while the file is being rewritten: nothing is known to be complete at that moment."""
     try:
         text = read_bytes(store, key)[:64].strip()
-    except ObjectNotFound:
-        return -1
-    if not text.isdigit():
-        return -1  # being rewritten at this moment: nothing is known to be complete
-    return int(text)
+    except (ObjectNotFound, CheckpointChanged):
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def _json(store: Store, key: str) -> object:
     try:
         return json.loads(read_bytes(store, key))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, ObjectNotFound):  # being written, or deleted by a live trainer
         return None

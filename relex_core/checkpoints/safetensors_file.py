@@ -20,6 +20,8 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 # The safetensors library refuses longer headers too.
 MAX_HEADER_BYTES = 100_000_000
+# numpy and torch know no more. It also bounds the product of a hostile shape.
+MAX_DIMENSIONS = 64
 # Covers the header of nearly every file, so that one read is enough.
 FIRST_READ_BYTES = 64 * 1024
 
@@ -92,7 +94,7 @@ def parse_header(text: bytes, *, file_size: int, where: str) -> Header:
         TornFile, DataError: as for `read_header`.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_unique_names)
+        data = json.loads(text.decode(), object_pairs_hook=_unique_names)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the header is not JSON: {error}", where=where) from None
     if not isinstance(data, dict):
@@ -106,7 +108,7 @@ def parse_header(text: bytes, *, file_size: int, where: str) -> Header:
     for offset, stop, entry in entries:
         if offset != end:
             raise DataError(
-                f"tensor {entry.name} starts at byte {offset}", where=where, expected=f"{end}: no gap, no overlap"
+                f"tensor {entry.name[:200]} starts at byte {offset}", where=where, expected=f"{end}: no gap, no overlap"
             )
         end = stop
     if end > file_size:
@@ -120,6 +122,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         raise ValueError("a name stands twice")
+    "".join(data).encode()  # a lone surrogate, which JSON can spell and UTF-8 cannot, fails here
     return data
 
 
@@ -136,7 +139,7 @@ def _entry(name: str, value: Any, start: int, where: str) -> tuple[int, int, Ten
             expected=", ".join(ITEM_BYTES),
             next_step="save the checkpoints unquantised, in bfloat16, float16 or float32",
         )
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         raise DataError("shape and data_offsets are not lists of sizes", where=where)
     nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:

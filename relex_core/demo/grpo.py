@@ -67,7 +67,7 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 
 def policy_loss(model: Qwen3ForCausalLM, prompts: Tensor, answers: Tensor, advantages: Tensor) -> Tensor:
-    """Minus the mean over sampled tokens of advantage "n" times log-probability; tokens after ``<eos>`` do not count."""
+    """Minus the mean of advantage "n" times log-probability over the sampled tokens up to the first ``<eos>``."""
     logits = answer_logits(model, prompts, answers)
     surprise = cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none").view_as(answers)
     ended = (answers == EOS).cumsum(dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +35,17 @@ def choose_device(name: str) -> torch.device:
 
 def resident_bytes() -> int:
     """Resident memory of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return _status_bytes("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most it ever was. (getrusage would count the parent's memory too, from before exec.)"""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 @contextmanager

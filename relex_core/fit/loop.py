@@ -10,7 +10,6 @@ Memory: resident memory stays below `FitPlan.peak_bytes`, which stays below `fit
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from relex_core.events import record_event
 from relex_core.fit.artifact import FitArtifact, load_fit
 from relex_core.fit.basis import Basis, decompose, joined, rank_basis, trailing_average_basis, trend_basis
 from relex_core.fit.checks import refuse_another_base, refuse_identical_steps, refuse_non_finite
-from relex_core.fit.device import choose_device, one_thread_per_call, resident_bytes
+from relex_core.fit.device import choose_device, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, read_grams, write_grams
 from relex_core.fit.gram import mix
 from relex_core.fit.stream import Part, WindowStream
@@ -192,7 +191,9 @@ def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream
             slices, base = stream.on_device(part.slices), stream.on_device(part.base)
             return part, mix(slices, base, basis.mixing, stream.scratch.tiles, context.dtype)
 
-    for part, directions in ordered_map(context.pool, mixed, parts, ahead=context.workers + 1):
+    # Parts that wait for their turn hold their stripes: leave a buffer to read the next one into.
+    ahead = min(context.workers + 1, context.plan.buffers - 1)
+    for part, directions in ordered_map(context.pool, mixed, parts, ahead=ahead):
         stream.done(part)
         yield directions
 
@@ -236,6 +237,6 @@ def _artifact(context: FitContext, results: Sequence[GroupResult], started: floa
         summary=summarise(tensors, grams, squares),
         seconds=time.monotonic() - started,
         bytes_read=sum(reader.bytes_read for reader in readers),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_resident_bytes(),
         device=str(context.device),
     )

@@ -15,8 +15,9 @@ from relex_core.storage.connection import shared_connection
 from relex_core.storage.gcs_errors import changed, gcs_errors
 from relex_core.storage.ledger import ChecksumLedger
 from relex_core.storage.ranges import RangeReader
+from relex_core.storage.resumable import CONTENT_TYPE, Target
 from relex_core.storage.retries import Retries
-from relex_core.storage.uploads import CONTENT_TYPE, ObjectWriter, Target
+from relex_core.storage.uploads import ObjectWriter
 
 FIELDS = "items(name,size,generation,crc32c),nextPageToken"
 CREATOR = "relex-creator"

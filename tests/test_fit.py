@@ -1,0 +1,270 @@
+"""The fit on real files: oracles, laws, dtypes, memory budget, wrong input, resuming."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import random_base, random_walk, stored, write_run
+from safetensors.torch import load_file, save_file
+
+from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError
+from relex_core.fit import fit
+
+STEPS = [3, 4, 8, 20, 31]
+
+
+def test_directions_and_lines_equal_the_oracle(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    run = write_run(tmp_path, base, states, fit={"rank": 2})
+    artifact = fit(run)
+    assert artifact.steps == tuple(STEPS)
+    for column, component in (("direction", 0), ("direction_2", 1)):
+        directions = stored(run, column)
+        for name, direction in directions.items():
+            deltas = torch.stack([(states[t][name].double() - base[name].double()).flatten() for t in STEPS])
+            u, s, vh = torch.linalg.svd(deltas, full_matrices=False)
+            assert direction.shape == base[name].shape and direction.dtype == torch.float32
+            assert abs(float(direction.double().flatten() @ vh[component])) == pytest.approx(1, abs=1e-5)
+            tensor = artifact.tensors[name]
+            coefficients = np.array(tensor.components[component].coefficients)
+            assert np.abs(coefficients) == pytest.approx(
+                (u[:, component] * s[component]).abs().numpy(), rel=1e-3, abs=1e-7
+            )
+            slope, intercept = np.polyfit(STEPS, coefficients, 1)
+            power0, power1 = tensor.components[component].polynomial
+            assert (power1, power0) == pytest.approx((slope, intercept), rel=1e-6, abs=1e-9)
+    assert len(stored(run)) == 5
+    assert "model.scalar" not in stored(run, "direction_2"), "one number spans one dimension"
+
+
+def test_an_exact_line_is_recovered_from_irregular_true_steps(tmp_path: Path) -> None:
+    """Labels 10, 20, ..., 750 and a direction that grows by 1 a step: the coefficient at 1000 is 1000, not 3250."""
+    base = {"w": torch.zeros(50, 3)}
+    direction = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    direction /= direction.norm()
+    steps = [10, 20, 50, 130, 400, 750]
+    run = write_run(tmp_path, base, {t: {"w": t * direction} for t in steps})
+    tensor = fit(run).tensors["w"]
+    assert tensor.slope * 1000 + tensor.intercept == pytest.approx(1000, rel=1e-5)
+    assert tensor.r_squared == pytest.approx(1) and tensor.explained_variance == pytest.approx(1)
+    torch.testing.assert_close(stored(run)["w"], direction, rtol=1e-5, atol=1e-6)
+
+
+def test_the_result_does_not_depend_on_budget_stripes_or_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also covers tensors that must be read twice: with 2 buffers the 0.3 M weight tensor does not fit."""
+    base = {"a": torch.randn(300_000), "b": torch.randn(7), "c": torch.randn(100_000)}
+    states = random_walk(base, [1, 2, 3])
+    run = write_run(tmp_path, base, states, out="default")
+    roomy = fit(run)
+    window = sum(t.numel() for t in base.values()) * 4 * 4
+    assert roomy.bytes_read == window
+
+    from relex_core import plan
+
+    monkeypatch.setattr(plan, "MAX_STRIPE_COLUMNS", plan.BLOCK_COLUMNS)
+    real = plan.plan_fit
+
+    def narrow(*arguments: object, **named: object) -> plan.FitPlan:
+        import dataclasses
+
+        return dataclasses.replace(real(*arguments, **named), buffers=3)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("relex_core.fit.loop.plan_fit", narrow)
+    other = write_run(tmp_path, base, states, out="narrow")
+    small = fit(other)
+    assert small.bytes_read == window + (300_000 + 100_000) * 4 * 4, "two tensors are read twice"
+    assert small.tensors == roomy.tensors
+    for path in sorted(Path(run, "fit").glob("*.safetensors")):
+        assert path.read_bytes() == Path(other, "fit", path.name).read_bytes()
+
+
+def test_tensor_order_and_sharding_do_not_matter(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    plain = fit(write_run(tmp_path / "plain", base, states))
+    names = sorted(base, reverse=True)
+    root = tmp_path / "sharded"
+    for folder, tensors in [(root / "base", base)] + [
+        (root / "trajectory" / f"global_step_{step}", state) for step, state in states.items()
+    ]:
+        folder.mkdir(parents=True)
+        shards = {"model-00001-of-00002.safetensors": names[:2], "model-00002-of-00002.safetensors": names[2:]}
+        for shard, inside in shards.items():
+            save_file({name: tensors[name] for name in inside}, folder / shard)
+        weight_map = {name: shard for shard, inside in shards.items() for name in inside}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    sharded = fit(write_run(root, base, states))
+    assert sharded.tensors == plain.tensors
+    assert list(sharded.tensors) != list(plain.tensors)
+
+
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype"),
+    [(torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float16)],
+)
+def test_float_dtypes_may_differ_between_base_and_run(
+    tmp_path: Path, base_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    base = random_base(dtype=base_dtype)
+    states = {
+        step: {name: tensor.to(dtype) for name, tensor in state.items()}
+        for step, state in random_walk({n: t.float() for n, t in base.items()}, STEPS).items()
+    }
+    artifact = fit(write_run(tmp_path, base, states))
+    for name, tensor in artifact.tensors.items():
+        deltas = torch.stack([(states[t][name].double() - base[name].double()).flatten() for t in STEPS])
+        values = torch.linalg.svdvals(deltas)
+        assert tensor.singular_values[0] == pytest.approx(float(values[0]), rel=1e-5)
+
+
+def test_small_deltas_of_float32_checkpoints_survive_on_disk(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    base = {"w": 0.02 * torch.randn(5000, generator=generator)}
+    true = 3e-6 * torch.randn(5000, generator=generator).double()
+    states = {t: {"w": (base["w"].double() + t * true).float()} for t in (1, 2, 3, 4)}
+    run = write_run(tmp_path, base, states)
+    fit(run)
+    assert float(stored(run)["w"].double() @ true / true.norm()) > 0.99999
+
+
+def test_tensors_that_never_move_and_integers(tmp_path: Path) -> None:
+    base = {
+        "frozen": torch.randn(9),
+        "moving": torch.randn(9),
+        "positions": torch.arange(5),
+        "counter": torch.tensor([0, 7]),
+        "mask": torch.tensor([True, False, True]),
+    }
+    states = random_walk(base, [1, 2, 3])
+    for step, state in states.items():
+        state["frozen"] = base["frozen"].clone()
+        state["counter"] = torch.tensor([step, 7])
+    run = write_run(tmp_path, base, states)
+    artifact = fit(run)
+    frozen = artifact.tensors["frozen"]
+    assert not frozen.moved and frozen.explained_variance is None and frozen.r_squared is None
+    assert set(artifact.tensors) == {"frozen", "moving"}
+    assert set(stored(run)) == {"moving"}
+    kept = stored(run, "state")
+    assert set(kept) == {"counter"} and kept["counter"].tolist() == [3, 7]
+
+
+def test_columns_of_the_per_parameter_basis_and_averages(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    run = write_run(tmp_path, base, states, fit={"basis": "per_parameter", "trailing_averages": [2, 5]})
+    assert fit(run).columns == ("trend0", "trend1", "trailing_average_2", "trailing_average_5")
+    average = stored(run, "trailing_average_2")["lm_head.weight"]
+    expected = (states[20]["lm_head.weight"] + states[31]["lm_head.weight"]) / 2 - base["lm_head.weight"]
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_bfloat16_directions(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), fit={"direction_dtype": "bfloat16"})
+    fit(run)
+    direction = stored(run)["lm_head.weight"]
+    assert direction.dtype == torch.bfloat16 and float(direction.double().norm()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_weights_are_refused_with_step_and_tensor(tmp_path: Path, bad: float) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    states[8]["lm_head.weight"][3, 3] = bad
+    with pytest.raises(DataError, match=r"step 8 .* tensor lm_head\.weight") as caught:
+        fit(write_run(tmp_path, base, states))
+    assert caught.value.exit_code == 4
+    assert not Path(tmp_path, "run", "fit", "fit.json").exists()
+
+
+def test_identical_steps_are_refused(tmp_path: Path) -> None:
+    base = random_base(dtype=torch.bfloat16)
+    states = random_walk(base, STEPS)
+    states[20] = states[8]
+    with pytest.raises(WindowError, match="steps 8 and 20 hold identical weights"):
+        fit(write_run(tmp_path, base, states))
+
+
+def test_nearly_identical_steps_are_not_refused(tmp_path: Path) -> None:
+    """One weight of one tensor differs: far below what float32 products resolve, but the bytes tell."""
+    base = random_base()
+    states = random_walk(base, STEPS)
+    states[20] = {name: tensor.clone() for name, tensor in states[8].items()}
+    states[20]["lm_head.weight"][0, 0] += 1e-7
+    assert fit(write_run(tmp_path, base, states)).summary.moved == 5
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(random_base(seed=99), STEPS, size=1e-4)
+    with pytest.raises(WindowError, match="not the base that the run started from"):
+        fit(write_run(tmp_path, base, states))
+
+
+def test_a_base_far_away_but_reached_by_training_is_not_refused(tmp_path: Path) -> None:
+    """A window that begins late: step 900 lies far from the base, but no farther than the run moves."""
+    base = random_base()
+    steps = [900, 910, 920]
+    assert fit(write_run(tmp_path, base, random_walk(base, steps))).summary.moved == 5
+
+
+def test_a_checkpoint_replaced_after_collect_is_reported_with_its_step(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    run = write_run(tmp_path, base, states)
+    path = tmp_path / "trajectory" / "global_step_8" / "model.safetensors"
+    save_file(states[20], path)
+    with pytest.raises(CheckpointChanged, match="step 8"):
+        fit(run)
+
+
+def test_more_than_the_window_has_is_refused(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    for number, section in enumerate(
+        ({"trailing_averages": [6]}, {"temporal": "polynomial", "degree": 5}, {"device": "cuda"}, {"device": "abacus"})
+    ):
+        if section.get("device") == "cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(SpecError):
+            fit(write_run(tmp_path, base, states, out=f"run{number}", fit=section))
+
+
+def test_a_finished_fit_is_not_done_again_and_another_fit_is_not_mixed_in(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), fit={"group_size": 1})
+    first = fit(run)
+    assert fit(run) == first
+    assert not list(Path(run, "fit").glob("gram-*")), "group files are gone when the fit is done"
+    files = [re.sub(r".*/", "", str(path)) for path in Path(run, "fit").glob("direction-*")]
+    assert sorted(files) == [f"direction-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+
+    other = write_run(tmp_path, base, {}, out="other", window={"t_cut": 20}, fit={"group_size": 1})
+    shutil.copytree(Path(run, "fit"), Path(other, "fit"))
+    refitted = fit(other)
+    assert refitted.steps == (3, 4, 8, 20) and refitted.fit_key != first.fit_key
+    metadata = load_file(Path(other, "fit", files[0]))
+    assert metadata.keys() <= base.keys()
+
+
+def test_the_promised_memory_is_kept(tmp_path: Path) -> None:
+    """In a process of its own, with the smallest budget that the plan accepts for this window."""
+    import subprocess
+    import sys
+
+    base = {f"w{i}": torch.randn(1_000_000).bfloat16() for i in range(6)}
+    states = random_walk(base, [1, 2, 3, 4, 5, 6, 7, 8])
+    run = write_run(tmp_path, base, states, fit={"memory_budget": "450MiB", "group_size": "8MiB"})
+    subprocess.run([sys.executable, "-m", "relex_core", "fit", run], check=True, capture_output=True)
+    artifact = json.loads(Path(run, "fit", "fit.json").read_text())
+    assert artifact["peak_rss_bytes"] < 1.1 * 450 * 2**20
