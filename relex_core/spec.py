@@ -231,14 +231,16 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
         SpecError: the file cannot be read, has a wrong field, or lacks one; all faults are listed at once.
     """
     path = Path(path)
+    # Not all JSON is YAML: a tab indents the one and breaks the other.
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        data = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(
             f"cannot read the spec: {error.strerror}", where=str(path), next_step="give the path of a YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"the spec is not YAML: {error}", where=str(path)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
 
 

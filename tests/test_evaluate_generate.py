@@ -14,8 +14,8 @@ from relex_core.evaluate.generate import Sampling, batch_seed, conditions, open_
 from relex_core.evaluate.transformers_backend import TransformersGenerator, _choose
 from relex_core.spec import EvaluationSpec
 
-BASE = str(Path(__file__).parent / "data" / "run" / "base")
-STEP = str(Path(__file__).parent / "data" / "run" / "global_step_16" / "actor" / "huggingface")
+BASE = str(Path(__file__).parent / "data" / "small" / "run" / "base")
+STEP = str(Path(__file__).parent / "data" / "small" / "run" / "global_step_16" / "actor" / "huggingface")
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=6, seed=0)
 
 

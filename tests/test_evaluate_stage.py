@@ -1,10 +1,8 @@
 """The evaluate stage on a real run directory: real checkpoints, real SIGKILL."""
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from relex_core.evaluate.results import finalist
 from relex_core.evaluate.transformers_backend import TransformersGenerator
 from relex_core.spec import resolve_spec
 
-DATA = Path(__file__).parent / "data" / "run"
+DATA = Path(__file__).parent / "data" / "small" / "run"
 FAR, NEAR = "relex-step00032-scale1.00", "relex-step00020-scale1.00"
 
 
@@ -147,34 +145,40 @@ def test_another_key_is_evaluated_again(run, tmp_path, monkeypatch):
     assert again()[0] == 12
 
 
+# Forks after the slow imports, once for each kill; prints what every killed process left behind.
 CHILD = """
-import os, signal, sys
+import json, os, pathlib, signal, sys
+import relex_core.evaluate.transformers_backend
 from relex_core.evaluate import evaluate
 from relex_core.storage.local import LocalStore
-run, doomed = sys.argv[1:]
-real = LocalStore.open_write
-def open_write(self, key):
-    if key.endswith(doomed):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, key)
-LocalStore.open_write = open_write
-evaluate(run)
+
+def die_at(doomed):
+    real = LocalStore.open_write
+    def open_write(self, key):
+        if key.endswith(doomed):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, key)
+    LocalStore.open_write = open_write
+    evaluate(run)
+
+run, left = sys.argv[1], []
+for doomed in sys.argv[2:]:
+    child = os.fork() or die_at(doomed)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    left.append(sorted(str(path.relative_to(run)) for path in pathlib.Path(run).glob("eval/*/*-confirm/**/*.*")))
+print(json.dumps(left))
 """
-
-
-def kill_at(run, key):
-    """Evaluate in a process that dies as it is about to write the first object of that name."""
-    done = subprocess.run([sys.executable, "-c", CHILD, str(run), key], capture_output=True, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 def test_killed_and_resumed_equals_uninterrupted(run, monkeypatch):
     """Killed twice: between two batches of the finalist, and between its samples.jsonl and its summary."""
-    kill_at(run, "s0001-b00001.jsonl")  # on confirm, of the finalist: all of select is done
-    left = [path.name[-18:] for path in run.glob("eval/*/*/batches/*")]
-    assert sorted(left) == [f"s000{s}-b0000{b}.jsonl" for s, b in [(0, 0), (0, 1), (0, 2), (1, 0)]]
-    kill_at(run, "addition-confirm/summary.json")
-    assert len(list(run.glob("eval/*/*-confirm/samples.jsonl"))) == 1
+    points = ["s0001-b00001.jsonl", "-confirm/summary.json"]
+    done = subprocess.run([sys.executable, "-c", CHILD, str(run), *points], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    batches, samples = json.loads(done.stdout)
+    assert [name[-18:] for name in batches] == [f"s000{s}-b0000{b}.jsonl" for s, b in [(0, 0), (0, 1), (0, 2), (1, 0)]]
+    assert [Path(name).name for name in samples if "batches" not in name] == ["samples.jsonl"]
     seen = generated(monkeypatch)
     evaluate(str(run))
     assert len(seen) == 2 * 24 * 2, "only base and last observed were left"

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, Qwen3ForCausalLM
 
-from relex_core.demo.questions import ANSWER_LENGTH, EOS, answer_tokens, draw_pairs, prompt_tokens
+from relex_core.demo.questions import EOS, answer_tokens, draw_pairs, prompt_tokens
 from relex_core.demo.supervised import MAX_GRADIENT_NORM, answer_logits, set_learning_rate
 from relex_core.demo.task import DemoTask
 
@@ -27,9 +27,9 @@ def grpo_step(
 ) -> float:
     """Make GRPO step `step` (1, 2, …) on questions and samples from `draw`; returns the mean reward of the samples."""
     pairs = draw_pairs(train, task.prompts, draw)
-    prompts = prompt_tokens(pairs)
-    answers = sample_answers(model, prompts, task.samples, draw)
-    rewards = exact_match(answers, answer_tokens(pairs).repeat_interleave(task.samples, dim=0))
+    prompts, expected = prompt_tokens(task, pairs), answer_tokens(task, pairs)
+    answers = sample_answers(model, prompts, task.samples, expected.shape[1], draw)
+    rewards = exact_match(answers, expected.repeat_interleave(task.samples, dim=0))
     advantages = group_advantages(rewards.view(task.prompts, task.samples)).flatten()
     loss = policy_loss(model, prompts.repeat_interleave(task.samples, dim=0), answers, advantages)
     optimizer.zero_grad()
@@ -41,8 +41,8 @@ def grpo_step(
 
 
 @torch.no_grad()
-def sample_answers(model: Qwen3ForCausalLM, prompts: Tensor, samples: int, draw: Generator) -> Tensor:
-    """Sample answers "n·samples 5" to the prompts "n 8" at temperature 1; what follows an ``<eos>`` is meaningless."""
+def sample_answers(model: Qwen3ForCausalLM, prompts: Tensor, samples: int, length: int, draw: Generator) -> Tensor:
+    """Sample `length` tokens "n·samples a" after the prompts "n p" at temperature 1; those after ``<eos>`` mean nothing."""
     cache = DynamicCache(config=model.config)
     logits = model(input_ids=prompts, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     cache.batch_repeat_interleave(samples)
@@ -50,13 +50,13 @@ def sample_answers(model: Qwen3ForCausalLM, prompts: Tensor, samples: int, draw:
     tokens: list[Tensor] = []
     while True:
         tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=draw))
-        if len(tokens) == ANSWER_LENGTH:
+        if len(tokens) == length:
             return torch.cat(tokens, dim=1)
         logits = model(input_ids=tokens[-1], past_key_values=cache).logits[:, -1]
 
 
 def exact_match(answers: Tensor, expected: Tensor) -> Tensor:
-    """Reward "n": 1 where all five tokens are right, else 0."""
+    """Reward "n": 1 where every token is right, else 0."""
     return (answers == expected).all(dim=1).float()
 
 

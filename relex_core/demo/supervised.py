@@ -11,7 +11,6 @@ from transformers import Qwen3ForCausalLM
 
 from relex_core.demo.model import build_model
 from relex_core.demo.questions import (
-    ANSWER_LENGTH,
     SUPERVISED,
     answer_tokens,
     draw_pairs,
@@ -37,8 +36,9 @@ def train_supervised(task: DemoTask) -> Qwen3ForCausalLM:
     with progress("Supervised base", task.supervised_steps) as advance:
         for step in range(task.supervised_steps):
             pairs = draw_pairs(train, task.supervised_batch, draw)
-            answers = reverse_some(answer_tokens(pairs), task.reversed_share, draw)
-            loss = cross_entropy(answer_logits(model, prompt_tokens(pairs), answers).flatten(0, 1), answers.flatten())
+            answers = reverse_some(answer_tokens(task, pairs), task.reversed_share, draw)
+            logits = answer_logits(model, prompt_tokens(task, pairs), answers)
+            loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -49,9 +49,9 @@ def train_supervised(task: DemoTask) -> Qwen3ForCausalLM:
 
 
 def answer_logits(model: Qwen3ForCausalLM, prompts: Tensor, answers: Tensor) -> Tensor:
-    """Logits "n 5 vocabulary" of the answers "n 5" after the prompts "n 8", each token given those before it."""
+    """Logits "n a vocabulary" of the answers "n a" after the prompts "n p", each token given those before it."""
     tokens = torch.cat([prompts, answers[:, :-1]], dim=1)
-    logits: Tensor = model(input_ids=tokens, logits_to_keep=ANSWER_LENGTH, use_cache=False).logits
+    logits: Tensor = model(input_ids=tokens, logits_to_keep=answers.shape[1], use_cache=False).logits
     return logits
 
 

@@ -12,6 +12,7 @@ class DemoTask:
     Args:
         name: what the command line calls it.
         seed: every draw (weights, splits, batches, samples) derives from it.
+        digits: length of the two numbers to add.
         reversed_share: part of the supervised answers that is written with the digits reversed; RL never rewards these.
         hidden_size, layers, heads, kv_heads, head_dim, ffn_size: shape of the Qwen3 model.
         supervised_steps, supervised_batch, supervised_lr: training of the base; batch in answers, lr at its peak.
@@ -24,6 +25,7 @@ class DemoTask:
 
     name: str
     seed: int
+    digits: int
     reversed_share: float
     hidden_size: int
     layers: int
@@ -53,6 +55,7 @@ class DemoTask:
 FORMAT = DemoTask(
     name="format",
     seed=0,
+    digits=3,
     reversed_share=0.7,
     hidden_size=64,
     layers=2,
@@ -75,6 +78,7 @@ FORMAT = DemoTask(
 ADDITION = DemoTask(
     name="addition",
     seed=0,
+    digits=3,
     reversed_share=0.0,
     hidden_size=128,
     layers=4,

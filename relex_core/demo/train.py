@@ -107,7 +107,7 @@ def _write_questions(run: DemoRun) -> None:
 
     def fill(unfinished: Path) -> None:
         for path in (run.select, run.confirm):
-            write_split(unfinished / path.name, path.stem, splits[path.stem])
+            write_split(unfinished / path.name, run.task, splits[path.stem])
 
     publish_folder(folder, fill)
 
