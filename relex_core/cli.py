@@ -99,7 +99,7 @@ def demo(out: str, task: str, truth: bool, seed: int, as_json: bool) -> None:
     `addition`: every weight wanders; keeping the observed checkpoint or an average tends to be right.
     Nothing is staged: whatever the decision is, it is printed.
     """
-    from relex_core.demo.run import run_demo
+    from relex_core.demo.pipeline import run_demo
 
     result = run_demo(Path(out).absolute(), task, seed=seed, truth=truth)
     _print(result.as_dict(), result.text, as_json)

@@ -122,8 +122,10 @@ def results_text(results: Sequence[EvalResult]) -> str:
 
 
 def decision_text(decision: Decision) -> str:
-    headings, *rows = decision.table()
-    return f"{table_text(headings, rows)}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}"
+    rows = decision.table()
+    headings = ("candidate", "select ± SE", "confirm [95 %]", "gain over last observed", "p")
+    cells = [tuple(row[key] for key in ("candidate", "select", "confirm", "gain", "p")) for row in rows]
+    return f"{table_text(headings, cells)}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}"
 
 
 def run_text(result: RunResult) -> str:

@@ -61,8 +61,9 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
 
 
 tensors_strategy = st.dictionaries(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda n: n != "__metadata__"),
+    st.text(min_size=1, max_size=20).filter(lambda n: n != "__metadata__"),
     st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=4)),
+    min_size=1,
     max_size=6,
 )
 
@@ -72,7 +73,6 @@ tensors_strategy = st.dictionaries(
 def test_reads_what_the_real_library_writes(
     tmp_path: Path, described: dict[str, tuple[str, list[int]]], metadata: dict[str, str]
 ) -> None:
-    metadata = {name: value for name, value in metadata.items() if _speakable(name + value)}
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randint(0, 2, shape, generator=generator).to(DTYPES[dtype])
@@ -89,14 +89,6 @@ def test_reads_what_the_real_library_writes(
         data = bytearray(found.nbytes)
         reader.read([Piece(found.name, 0, found.nbytes, 0)], memoryview(data))
         assert bytes(data) == tensors[found.name].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _speakable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -145,6 +137,8 @@ def test_a_header_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> No
     assert header.tensors[0].offset == 8 + int.from_bytes(data[:8], "little")
 
 
+ENTRY = json.dumps(entry()).encode()
+
 HOSTILE = {
     "not JSON": file_with(b"{]", 4),
     "no JSON at all": file_with(b"", 4),
@@ -153,7 +147,7 @@ HOSTILE = {
     "UTF-16": file_with(json.dumps({"a": entry()}).encode("utf-16-le"), 4),
     "a byte order mark": file_with(b"\xef\xbb\xbf" + json.dumps({"a": entry()}).encode(), 4),
     "not UTF-8": file_with(b'{"\xff":1}', 0),
-    "a name that is no text": file_with(rb'{"\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4),
+    "a name that is no text": file_with(rb'{"\ud800":%s}' % ENTRY, 4),
     "the same name twice": file_with(
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         4,
@@ -259,7 +253,7 @@ VALID = save({"a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "b": tor
 def test_random_damage_gives_a_sound_header_or_a_refusal(tmp_path: Path, data: st.DataObject) -> None:
     damaged = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(VALID) - 1))
+        at = data.draw(st.integers(0, len(damaged) - 1))
         if data.draw(st.booleans()):
             damaged[at] = data.draw(st.sampled_from(list(b'{}[]",:0123456789eE-.\x00\xff\\ x')))
         else:

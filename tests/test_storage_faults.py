@@ -175,8 +175,14 @@ REFUSED: dict[str, tuple[Fault, type[RelexError], int, tuple[str, ...]]] = {
     "cut for ever": (faults.cut_after(0), StorageError, 5, ("retrying",)),
     "400": (faults.status(400, "bad bucket name"), StorageError, 5, ("bad bucket name",)),
     "ignored range": (faults.ignored_range, StorageError, 5, ("status 200", "206", "proxy")),
+    "whole object called a range": (
+        faults.altered(lambda reply: faults.Reply(200, reply.headers, reply.body)),
+        StorageError,
+        5,
+        ("status 200", "206"),
+    ),
     "other range": (
-        faults.with_headers(Content_Range=f"bytes 1-{len(DATA)}/{len(DATA) + 1}"),
+        faults.with_headers(Content_Range=f"bytes 1-{len(DATA) - 1}/{len(DATA)}"),
         StorageError,
         5,
         ("Content-Range", "bytes 0-"),

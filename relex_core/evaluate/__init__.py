@@ -13,7 +13,7 @@ one meets the last observed checkpoint and the base again on `confirm`, whose qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from relex_core import layout
 from relex_core.collect import load_spec_of
 from relex_core.errors import SpecError, WindowNotReady
-from relex_core.evaluate.candidates import Candidate, choose, references, written_candidates
+from relex_core.evaluate.candidates import Candidate, choose, observed, references, written_candidates
 from relex_core.evaluate.generate import Sampling, conditions, open_generator
 from relex_core.evaluate.results import EvalResult, finalist, read_result, summarise
 from relex_core.evaluate.samples import BatchStore, graded_rows, plan, samples_key, to_jsonl
@@ -32,7 +32,7 @@ from relex_core.progress import progress
 from relex_core.spec import EvaluationSpec, RunSpec, SplitSpec
 from relex_core.storage import Store, absolute_uri, open_store, write_bytes
 
-__all__ = ["EvalResult", "evaluate"]
+__all__ = ["EvalResult", "evaluate", "measure_checkpoints"]
 
 
 def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
@@ -66,6 +66,29 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
     best = finalist(selection[2:], {candidate.name: candidate.step for candidate in written})
     base, last = known[:2]
     return selection + stage.measure([*choose(written, [best.candidate]), last, base], "confirm")
+
+
+def measure_checkpoints(run: str, folders: Mapping[str, str]) -> list[EvalResult]:
+    """Measure checkpoints that are no candidates, such as RL's own later ones, on the confirmation split.
+
+    They take no part in the decision.
+
+    Args:
+        run: the run directory (path or URI).
+        folders: by name, the folder with config.json and weights; names of candidates cannot be taken.
+
+    Raises:
+        SpecError: the spec has no evaluation section, or a name is a candidate's.
+        DataError: a task file or a checkpoint is wrong.
+    """
+    run = absolute_uri(run, Path.cwd())
+    manifest = load_manifest(run)
+    spec = evaluation_of(load_spec_of(run), run)
+    taken = {candidate.name for candidate in (*references(manifest), *written_candidates(run))} & folders.keys()
+    if taken:
+        raise SpecError(f"{', '.join(sorted(taken))}: these are names of candidates", where=run)
+    stage = _Stage(open_store(run), spec, manifest, load_splits(spec), conditions(spec))
+    return stage.measure([observed(name, folder) for name, folder in folders.items()], "confirm")
 
 
 def evaluation_of(spec: RunSpec, run: str) -> EvaluationSpec:

@@ -80,6 +80,13 @@ def references(manifest: WindowManifest) -> list[Candidate]:
     ]
 
 
+def observed(name: str, uri: str) -> Candidate:
+    """A checkpoint that is neither a candidate nor part of the window."""
+    files = tuple(FileRecord.of(info) for info in open_store(uri).list() if "/" not in info.name)
+    digest = digest_of([file.model_dump() for file in files])
+    return Candidate(name, uri, digest, None, "observed", files=files)
+
+
 def written_candidates(run: str) -> list[Candidate]:
     """The candidates whose relex.json is there, by name; unfinished folders are left out.
 

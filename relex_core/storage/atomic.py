@@ -56,7 +56,8 @@ def _locked_file(path: Path, tries: int = 100) -> tuple[Path, BinaryIO]:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove temporary files of killed writers to `path`: those that nobody holds a lock on."""
-    for leftover in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
-        with suppress(OSError), leftover.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+    with suppress(FileNotFoundError):  # no folder, or no longer
+        for leftover in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
+            with suppress(OSError), leftover.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
