@@ -125,7 +125,8 @@ def decision_text(decision: Decision) -> str:
     rows = decision.table()
     headings = ("candidate", "select ± SE", "confirm [95 %]", "gain over last observed", "p")
     cells = [tuple(row[key] for key in ("candidate", "select", "confirm", "gain", "p")) for row in rows]
-    return f"{table_text(headings, cells)}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}"
+    saved = f"\ntraining steps saved: {decision.training_steps_saved}" if decision.decision == "promote" else ""
+    return f"{table_text(headings, cells)}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}{saved}"
 
 
 def run_text(result: RunResult) -> str:

@@ -88,11 +88,13 @@ def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest, observed:
         WindowError: two steps hold identical weights.
     """
     squares = np.diag(gram)
+    if not squares.any():
+        return  # nothing moved at all: a run that has not begun to learn
     distance = squares[:, None] + squares[None, :] - 2 * gram
     close = distance <= CLOSE * np.maximum(squares[:, None], squares[None, :])
     for later in range(1, len(squares)):
         for earlier in np.flatnonzero(close[later, :later])[::-1][:1]:
-            if squares[later] > 0 and _same_bytes(observed[int(earlier)], observed[later]):
+            if _same_bytes(observed[int(earlier)], observed[later]):
                 steps, uri = manifest.steps, manifest.checkpoints[later].uri
                 raise identical_steps(steps[int(earlier)], steps[later], uri)
 
