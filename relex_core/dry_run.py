@@ -62,7 +62,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
         weights=sum(tensor.numel for tensor in tensors),
         window_bytes=window_bytes(manifest),
         fit_reads=plan.bytes_to_read,
-        read_twice=tuple(tensor.name for tensor in tensors if not plan.held(tensor)),
+        read_twice=tuple(tensor.name for tensor in tensors if not plan.read_once(tensor)),
         fit_writes=plan.bytes_to_write,
         candidate_writes=candidate_bytes * len(recipes),
         memory=plan.peak_bytes,

@@ -100,19 +100,23 @@ class FitPlan:
         The stripes of a tensor that is read twice come twice in a row: for the Gram matrix, then for the direction.
         """
         stripes = _stripes(group.tensors, self.columns, self._stripe_limit)
-        for held, run in groupby(stripes, key=lambda stripe: self._held_or_name(stripe)):
+        for read_once, run in groupby(stripes, key=lambda stripe: self._once_or_name(stripe)):
             once = list(run)
             yield from ((stripe, True) for stripe in once)
-            if held is not True:
+            if read_once is not True:
                 yield from ((stripe, False) for stripe in once)
 
-    def _held_or_name(self, stripe: Stripe) -> bool | str:
+    def _once_or_name(self, stripe: Stripe) -> bool | str:
         tensor = stripe.segments[0].tensor
-        return self.held(tensor) or tensor.name
+        return self.read_once(tensor) or tensor.name
 
     def held(self, tensor: PlannedTensor) -> bool:
-        """Whether all stripes of the tensor fit into memory together, so that it is read once."""
+        """Whether all stripes of the tensor fit into memory together."""
         return _stripe_count(tensor, self.columns) <= self._stripe_limit
+
+    def read_once(self, tensor: PlannedTensor) -> bool:
+        """Whether one pass is enough: all of it is held, or there is no direction to mix (integers)."""
+        return self.held(tensor) or not tensor.floating
 
     @property
     def _stripe_limit(self) -> int:
@@ -125,7 +129,7 @@ class FitPlan:
         return sum(
             tensor.numel
             * (self.steps * ITEM_BYTES[tensor.dtype] + ITEM_BYTES[tensor.base_dtype])
-            * (1 if self.held(tensor) else 2)
+            * (1 if self.read_once(tensor) else 2)
             for group in self.groups
             for tensor in group.tensors
         )
@@ -184,7 +188,7 @@ def plan_fit(
         needed = fixed + (workers + 2) * stripe_bytes
         raise SpecError(
             f"fit.memory_budget of {int(spec.memory_budget) / 2**20:.0f} MiB is too small for {steps} checkpoints",
-            expected=f"at least {needed / 2**20:.0f} MiB",
+            expected=f"at least {-(-needed // 2**20)} MiB",
             next_step="raise fit.memory_budget, or lower fit.group_size",
         )
     # No more than what the largest tensor and the read-ahead can use.

@@ -87,6 +87,13 @@ class TestListing:
         assert created.size == 2 and created.generation > 0
 
     @pytest.mark.parametrize("root", ["gcs"], indirect=True)
+    def test_the_empty_objects_that_stand_for_folders_are_left_out(self, store: Store, root: str) -> None:
+        for name in ("root/", "root/a/", "root/a/b/"):
+            open_store(root.rpartition("/")[0]).create(name, b"")
+        write_bytes(store, "a/c", b"x")
+        assert names(store) == names(store, "a") == ["a/c"]
+
+    @pytest.mark.parametrize("root", ["gcs"], indirect=True)
     def test_pages_are_followed(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(7):
             write_bytes(store, f"{number}", b"")

@@ -405,7 +405,11 @@ class TestUploads:
             ("chunk", faults.status(503, "backend down"), ("backend down", "retrying")),
             ("chunk", faults.status(410, "session gone"), ("session gone",)),
             ("chunk", faults.status(308), ("lost bytes",)),
-            ("chunk", faults.status(403, DENIED.format("delete")), ("storage.objects.delete", ACCOUNT)),
+            (
+                "chunk",
+                faults.status(403, DENIED.format("delete")),
+                (f"{ACCOUNT} lacks the permission storage.objects.delete",),
+            ),
         ],
     )
     def test_a_failed_upload_leaves_nothing(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
 from relex_core.fit.line import Line, fit_line
@@ -24,12 +25,12 @@ NOISE = float(np.finfo(np.float32).eps)
 class Spectrum:
     """Singular data of one tensor's deltas."""
 
-    singular_values: np.ndarray
-    """"T", descending; those at noise level are 0."""
-    coefficients: np.ndarray
-    """"r T": c_i of the first r components; r may be smaller than asked for, where the deltas have lower rank."""
-    vectors: np.ndarray
-    """"r T": u_i."""
+    singular_values: Float64[np.ndarray, " T"]
+    """Descending; those at noise level are 0."""
+    coefficients: Float64[np.ndarray, "r T"]
+    """c_i of the first r components; r may be smaller than asked for, where the deltas have lower rank."""
+    vectors: Float64[np.ndarray, "r T"]
+    """u_i."""
 
     @property
     def rank(self) -> int:
@@ -40,20 +41,20 @@ class Spectrum:
         """Whether the tensor moved at all: G ≠ 0."""
         return self.rank > 0
 
-    def explained_variance(self, gram: np.ndarray) -> float | None:
+    def explained_variance(self, gram: Float64[np.ndarray, "T T"]) -> float | None:
         """Share of the squared deltas along the first r components, uncentred; None if the tensor never moved."""
         total = float(np.trace(gram))
         return float(np.square(self.singular_values[: self.rank]).sum()) / total if self.moved else None
 
 
-def decompose(gram: np.ndarray, rank: int) -> Spectrum:
+def decompose(gram: Float64[np.ndarray, "T T"], rank: int) -> Spectrum:
     """Eigenvectors of a Gram matrix.
 
     The sign of each component is such that its coefficients sum to at least 0 (where the sum is 0, such that the
     largest is positive), so that the direction points the way the run went.
 
     Args:
-        gram: "T T", float64, symmetric.
+        gram: symmetric.
         rank: components wanted.
     """
     values, vectors = np.linalg.eigh(gram)
@@ -76,8 +77,8 @@ class Basis:
 
     names: tuple[str, ...]
     """One per column, the stems of the stored files: "direction", "direction_2", "trailing_average_20", ..."""
-    mixing: np.ndarray
-    """C, "T columns", float64."""
+    mixing: Float64[np.ndarray, "T columns"]
+    """C."""
 
 
 def rank_basis(spectrum: Spectrum) -> Basis:
@@ -96,14 +97,16 @@ def trend_basis(steps: Sequence[int], degree: int) -> Basis:
     return Basis(trend_columns(degree), q)
 
 
-def trend_coefficients(steps: Sequence[int], degree: int, step: float) -> list[float]:
+def trend_coefficients(steps: Sequence[int], degree: int, step: int) -> list[float]:
     """φ(τ) = R⁻ᵀ (1, τ, ..., τ^degree): what multiplies each trend direction at step τ."""
     _, r = _orthonormal_powers(steps, degree)
     powers = np.power((step - np.mean(steps)) / _spread(steps), np.arange(degree + 1))
     return [float(value) for value in np.linalg.solve(r.T, powers)]
 
 
-def _orthonormal_powers(steps: Sequence[int], degree: int) -> tuple[np.ndarray, np.ndarray]:
+def _orthonormal_powers(
+    steps: Sequence[int], degree: int
+) -> tuple[Float64[np.ndarray, "T columns"], Float64[np.ndarray, "columns columns"]]:
     scaled = (np.asarray(steps, dtype=np.float64) - np.mean(steps)) / _spread(steps)
     q, r = np.linalg.qr(np.vander(scaled, degree + 1, increasing=True))
     signs = np.where(np.diag(r) < 0, -1.0, 1.0)  # fixes the sign that QR leaves open

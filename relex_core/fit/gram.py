@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from relex_core.plan import BLOCK_COLUMNS, tile_columns
@@ -28,12 +29,14 @@ class Tiles:
         self._deltas = torch.empty((steps, self._columns), dtype=torch.float32, device=device)
         self._base = torch.empty(self._columns, dtype=torch.float32, device=device)
 
-    def deltas(self, slices: Tensor, base: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Tiles from left to right: (first column, deltas "T m", base "m"), both float32 and reused by the next tile.
+    def deltas(
+        self, slices: Float[Tensor, "T n"], base: Float[Tensor, " n"]
+    ) -> Iterator[tuple[int, Float32[Tensor, "T m"], Float32[Tensor, " m"]]]:
+        """Tiles from left to right: (first column, deltas, base); the memory of both is reused by the next tile.
 
         Args:
-            slices: "T n", any float dtype.
-            base: "n", any float dtype.
+            slices: the window's values of n weights, any float dtype.
+            base: the base's values of them, any float dtype.
         """
         wide = torch.float64 in (slices.dtype, base.dtype)  # float64 must be subtracted before it is rounded
         for start in range(0, slices.shape[1], self._columns):
@@ -49,18 +52,20 @@ class Tiles:
             yield start, tile, base_tile
 
 
-def block_grams(slices: Tensor, base: Tensor, tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
+def block_grams(
+    slices: Float[Tensor, "T n"], base: Float[Tensor, " n"], tiles: Tiles
+) -> tuple[Float64[np.ndarray, "b T T"], Float64[np.ndarray, " b"]]:
     """Gram matrices of the deltas, one for every BLOCK_COLUMNS columns.
 
     Blocks are returned one by one, so that the caller can add them in the order of the tensor's columns: the sum is
     then the same whatever stripes they came from.
 
     Args:
-        slices: "T n", any float dtype, on the device.
-        base: "n", any float dtype, on the device.
+        slices: any float dtype, on the device.
+        base: any float dtype, on the device.
 
     Returns:
-        (grams "b T T", squared norms of the base "b"), float64.
+        (Gram matrices, squared norms of the base), both by block.
     """
     steps, columns = slices.shape
     blocks = -(-columns // BLOCK_COLUMNS)
@@ -73,8 +78,8 @@ def block_grams(slices: Tensor, base: Tensor, tiles: Tiles) -> tuple[np.ndarray,
     return grams.cpu().numpy(), squares.cpu().numpy()
 
 
-def _product(tile: Tensor) -> Tensor:
-    """M Mᵀ of one tile, float32."""
+def _product(tile: Float32[Tensor, "T m"]) -> Float32[Tensor, "T T"]:
+    """M Mᵀ of one tile."""
     if tile.device.type != "cpu":
         return torch.mm(tile, tile.T)
     # numpy sees the symmetric product and calls BLAS ssyrk, half the work of a general product: 65 against 43
@@ -83,17 +88,23 @@ def _product(tile: Tensor) -> Tensor:
     return torch.from_numpy(np.matmul(array, array.T))
 
 
-def mix(slices: Tensor, base: Tensor, mixing: np.ndarray, tiles: Tiles, dtype: torch.dtype) -> Tensor:
+def mix(
+    slices: Float[Tensor, "T n"],
+    base: Float[Tensor, " n"],
+    mixing: Float64[np.ndarray, "T r"],
+    tiles: Tiles,
+    dtype: torch.dtype,
+) -> Float[Tensor, "r n"]:
     """Directions D = Cᵀ M.
 
     Args:
-        slices: "T n", any float dtype, on the device.
-        base: "n", any float dtype, on the device.
-        mixing: C, "T r", float64.
+        slices: any float dtype, on the device.
+        base: any float dtype, on the device.
+        mixing: C.
         dtype: of the result.
 
     Returns:
-        "r n" on the CPU.
+        D, on the CPU.
     """
     weights = torch.from_numpy(np.ascontiguousarray(mixing.T)).to(tiles.device, torch.float32)
     mixed = torch.empty((weights.shape[0], slices.shape[1]), dtype=dtype, device=tiles.device)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.polynomial import Polynomial
 
 
@@ -29,7 +30,7 @@ class Line:
     def slope(self) -> float:
         return self.polynomial[1]
 
-    def __call__(self, step: float) -> float:
+    def __call__(self, step: int) -> float:
         """The fitted coefficient at an optimizer step."""
         value = 0.0
         for power in reversed(self.polynomial):
@@ -37,12 +38,12 @@ class Line:
         return value
 
 
-def fit_line(steps: Sequence[int], coefficient: np.ndarray, degree: int = 1) -> Line:
+def fit_line(steps: Sequence[int], coefficient: Float64[np.ndarray, " T"], degree: int = 1) -> Line:
     """Fit c(t) by least squares.
 
     Args:
         steps: T true optimizer steps, ascending and distinct.
-        coefficient: "T", float64.
+        coefficient: at these steps.
         degree: of the polynomial; needs T > degree.
 
     Raises:

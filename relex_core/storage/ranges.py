@@ -124,7 +124,7 @@ def _checked(response: Response, wanted: ObjectInfo, first: int) -> ObjectInfo:
     generation = response.headers.get("X-Goog-Generation", str(wanted.generation))
     if generation != str(wanted.generation):
         raise changed(wanted.name, generation, wanted.generation)
-    parts = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+    parts = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or parts is None or "X-Goog-Generation" not in response.headers:
         raise _unexpected(response, wanted, first)
     start, last, total = (int(part) for part in parts.groups())

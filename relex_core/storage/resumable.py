@@ -97,7 +97,7 @@ class ResumableUpload:
         if response.status_code != 308:
             metadata: dict[str, Any] = response.json()
             return metadata
-        kept = re.search(r"-(\d+)$", response.headers.get("Range", ""))
+        kept = re.search(r"-(\d{1,19})$", response.headers.get("Range", ""))
         self._stored = int(kept[1]) + 1 if kept else 0
         return {}
 

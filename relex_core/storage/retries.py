@@ -97,7 +97,7 @@ def is_transient(error: Exception) -> bool:
 def retry_after(response: requests.Response | None) -> float:
     """Seconds that a response asks to wait: Retry-After as seconds or as an HTTP date; 0 without one."""
     text = str(response.headers.get("Retry-After", "")) if response is not None else ""
-    if text.strip().isdigit():
+    if text.strip().isdecimal():
         return float(text)
     try:
         moment = parsedate_to_datetime(text)

@@ -1,0 +1,329 @@
+"""The plan of a fit: every weight once, within the buffers, within the budget."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
+from relex_core.errors import SpecError
+from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
+from relex_core.plan import BLOCK_COLUMNS, MAX_STRIPE_COLUMNS, FitPlan, PlannedTensor, Segment, plan_fit, window_bytes
+from relex_core.spec import FitSpec
+
+MIB = 2**20
+
+Tensors = list[tuple[int, str, str]]
+"""Of each tensor: elements, dtype, dtype in the base."""
+
+
+def manifest_of(tensors: Tensors, steps: int) -> WindowManifest:
+    return WindowManifest(
+        base=BaseRecord(uri="base", files=()),
+        checkpoints=tuple(CheckpointRecord(step=step, uri=f"step {step}", files=()) for step in range(1, steps + 1)),
+        tensors=tuple(
+            TensorRecord(name=f"t{number}", shape=(numel,), dtype=dtype)
+            for number, (numel, dtype, _) in enumerate(tensors)
+        ),
+        t_cut=steps,
+    )
+
+
+def plan_of(tensors: Tensors, steps: int, budget: int, workers: int = 2, **fit: Any) -> FitPlan:
+    """A plan for a process that holds nothing yet."""
+    base_dtypes = {f"t{number}": base for number, (_, _, base) in enumerate(tensors)}
+    spec = FitSpec.model_validate({"memory_budget": budget, **fit})
+    return plan_fit(manifest_of(tensors, steps), base_dtypes, spec, workers=workers, resident=0)
+
+
+def enough(tensors: Tensors, steps: int, budget: int, workers: int, **fit: Any) -> FitPlan:
+    """The plan for this budget or, where it is refused, for the one that the refusal asks for."""
+    try:
+        return plan_of(tensors, steps, budget, workers, **fit)
+    except SpecError as error:
+        needed = re.fullmatch(r"at least (\d+) MiB", error.expected)
+        assert needed is not None
+        assert int(needed[1]) * MIB > budget
+        return plan_of(tensors, steps, int(needed[1]) * MIB, workers, **fit)
+
+
+def visits(plan: FitPlan) -> list[tuple[tuple[Segment, ...], bool]]:
+    return [(stripe.segments, wanted) for group in plan.groups for stripe, wanted in plan.visits(group)]
+
+
+float_dtypes = st.sampled_from(sorted(FLOATS))
+numels = st.one_of(
+    st.integers(0, 50),
+    st.integers(0, 40).map(lambda blocks: blocks * BLOCK_COLUMNS),
+    st.integers(0, 3_000_000),
+)
+tensor_lists = st.lists(
+    st.one_of(
+        st.tuples(numels, float_dtypes, float_dtypes),
+        st.tuples(numels, st.sampled_from(["I64", "U8", "BOOL"]), st.just("I64")).map(lambda t: (t[0], t[1], t[1])),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def planned(function: Any) -> Any:
+    """Run a test on plans of all kinds, tight ones and wide ones."""
+    fit = st.fixed_dictionaries(
+        {
+            "rank": st.integers(1, 3),
+            "group_size": st.sampled_from([1, 4096, MIB, 64 * MIB]),
+            "direction_dtype": st.sampled_from(["float32", "bfloat16"]),
+        }
+    )
+    given_all = given(
+        tensors=tensor_lists,
+        steps=st.integers(2, 40),
+        budget=st.integers(1, 300).map(lambda mib: mib * MIB),
+        workers=st.integers(1, 8),
+        fit=fit,
+    )
+    return settings(max_examples=150)(given_all(function))
+
+
+@planned
+def test_every_weight_is_read_once_or_twice_and_in_order(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    plan = enough(tensors, steps, budget, workers, **fit)
+    passes: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
+    for segments, wanted in visits(plan):
+        assert segments
+        for segment in segments:
+            passes[segment.tensor.name, wanted].append(segment)
+    planned_tensors = [tensor for group in plan.groups for tensor in group.tensors]
+    assert [(t.numel, t.dtype, t.base_dtype) for t in planned_tensors] == tensors
+    for tensor in planned_tensors:
+        for wanted in (True, False):
+            found = passes.pop((tensor.name, wanted), [])
+            if not wanted and plan.read_once(tensor):
+                assert not found
+                continue
+            end = 0
+            for segment in found:
+                assert segment.start == end
+                assert segment.stop > segment.start
+                assert segment.start % BLOCK_COLUMNS == 0
+                end = segment.stop
+            assert end == tensor.numel
+    assert not passes
+
+
+@planned
+def test_segments_lie_aligned_side_by_side_inside_the_buffers(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    plan = enough(tensors, steps, budget, workers, **fit)
+    for segments, _ in visits(plan):
+        at = base_at = 0
+        for segment in segments:
+            count = segment.stop - segment.start
+            item, base_item = ITEM_BYTES[segment.tensor.dtype], ITEM_BYTES[segment.tensor.base_dtype]
+            assert segment.at % item == 0
+            assert segment.base_at % base_item == 0
+            assert plan.row_bytes % item == 0  # the next row is aligned as well
+            assert segment.at >= at
+            assert segment.base_at >= base_at
+            at, base_at = segment.at + count * item, segment.base_at + count * base_item
+        assert at <= plan.row_bytes
+        assert base_at <= plan.base_row_bytes
+
+
+class Stream:
+    """The order of events in fit/stream.py and fit/loop.py, without bytes: which stripe waits for which buffer."""
+
+    def __init__(self, plan: FitPlan) -> None:
+        self.free = plan.buffers
+        self.visits = iter(visits(plan))
+        self.loaded: deque[tuple[int, tuple[Segment, ...]]] = deque()
+        self.parts: deque[tuple[int, Segment]] = deque()
+        self.waiting: dict[int, int] = {}
+        self.read_ahead()
+
+    def read_ahead(self) -> None:
+        while self.free and (visit := next(self.visits, None)) is not None:
+            self.free -= 1
+            number = len(self.waiting)
+            self.waiting[number] = len(visit[0])
+            self.loaded.append((number, visit[0]))
+
+    def take(self, tensor: PlannedTensor) -> Iterator[int]:
+        """The stripes of the tensor's segments, one by one."""
+        reached = 0
+        while reached < tensor.numel:
+            if not self.parts:
+                assert self.loaded, f"{tensor.name} needs more buffers than there are"
+                number, segments = self.loaded.popleft()
+                self.parts.extend((number, segment) for segment in segments)
+            number, segment = self.parts.popleft()
+            assert segment.tensor is tensor
+            reached = segment.stop
+            yield number
+
+    def done(self, number: int) -> None:
+        self.waiting[number] -= 1
+        if not self.waiting[number]:
+            self.free += 1
+            self.read_ahead()
+
+
+def go_through(plan: FitPlan, workers: int) -> None:
+    """What the fit does with its stripes; fails where it would wait for a buffer that it holds itself."""
+    stream = Stream(plan)
+    for tensor in (tensor for group in plan.groups for tensor in group.tensors):
+        if not tensor.floating:
+            for number in stream.take(tensor):
+                stream.done(number)
+        elif plan.held(tensor):
+            for number in list(stream.take(tensor)):
+                stream.done(number)
+        else:
+            for number in stream.take(tensor):
+                stream.done(number)
+            in_work: deque[int] = deque()  # the second pass mixes a part per worker, and one or two are queued
+            for number in stream.take(tensor):
+                in_work.append(number)
+                if len(in_work) > workers + 1:
+                    stream.done(in_work.popleft())
+            while in_work:
+                stream.done(in_work.popleft())
+    assert stream.free == plan.buffers
+    assert next(stream.visits, None) is None
+
+
+@planned
+@example(tensors=[(600_000, "I8", "I8"), (5, "F32", "F32")], steps=2, budget=MIB, workers=1, fit={"group_size": MIB})
+@example(tensors=[(1_000_000, "F32", "F32")], steps=6, budget=12 * MIB, workers=2, fit={})
+def test_no_tensor_waits_for_a_buffer_that_it_holds_itself(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    go_through(enough(tensors, steps, budget, workers, **fit), workers)
+
+
+@pytest.mark.parametrize("stripes", range(1, 9))
+def test_a_tensor_that_just_fits_and_begins_in_another_s_stripe(stripes: int) -> None:
+    held = set()
+    for budget in range(8, 120, 2):
+        for columns in (2 * BLOCK_COLUMNS, 4 * BLOCK_COLUMNS):
+            tensors = [(10, "F32", "F32"), (stripes * columns, "F32", "F32"), (10, "F32", "F32")]
+            plan = enough(tensors, 6, budget * MIB, 2)
+            held.add(plan.held(plan.groups[0].tensors[1]))
+            go_through(plan, 2)
+    assert held == {True, False}  # both sides of the limit were met
+
+
+@planned
+def test_the_promised_peak_stays_within_the_budget(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    try:
+        plan = plan_of(tensors, steps, budget, workers, **fit)
+    except SpecError:
+        return
+    assert plan.peak_bytes <= budget
+    assert plan.peak_bytes >= plan.buffers * (steps * plan.row_bytes + plan.base_row_bytes)
+    assert BLOCK_COLUMNS <= plan.columns <= MAX_STRIPE_COLUMNS
+    assert plan.columns % BLOCK_COLUMNS == 0
+
+
+@planned
+def test_bytes_to_read_are_those_of_the_visits(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    plan = enough(tensors, steps, budget, workers, **fit)
+
+    def size(numel: int, dtype: str, base_dtype: str) -> int:
+        return numel * (steps * ITEM_BYTES[dtype] + ITEM_BYTES[base_dtype])
+
+    read = sum(
+        size(segment.stop - segment.start, segment.tensor.dtype, segment.tensor.base_dtype)
+        for segments, _ in visits(plan)
+        for segment in segments
+    )
+    assert plan.bytes_to_read == read
+    once = sum(size(*tensor) for tensor in tensors)
+    assert once <= read <= 2 * once
+    assert window_bytes(manifest_of(tensors, steps)) == sum(steps * n * ITEM_BYTES[d] for n, d, _ in tensors)
+
+
+@planned
+def test_groups_do_not_depend_on_budget_or_machine(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    plan = enough(tensors, steps, budget, workers, **fit)
+    assert plan.groups == plan_of(tensors, steps, 2**50, 3, **fit).groups
+    assert [group.number for group in plan.groups] == list(range(1, len(plan.groups) + 1))
+    stored = fit["rank"] * (2 if fit["direction_dtype"] == "bfloat16" else 4)
+    for group in plan.groups:
+        size = stored * sum(tensor.numel for tensor in group.tensors)
+        alone = sum(1 for tensor in group.tensors if tensor.numel) <= 1
+        assert alone or size <= fit["group_size"]
+
+
+def test_a_window_that_fits_is_read_once() -> None:
+    tensors = [(2_000_000, "BF16", "BF16"), (10, "BF16", "BF16")]
+    plan = plan_of(tensors, 10, 2**40)
+    assert all(wanted for _, wanted in visits(plan))
+    assert plan.bytes_to_read == 2_000_010 * 11 * 2
+
+
+def test_only_the_tensors_that_do_not_fit_are_read_twice() -> None:
+    tensors = [(1000, "BF16", "BF16"), (20_000_000, "BF16", "BF16"), (1000, "BF16", "BF16")]
+    plan = plan_of(tensors, 10, 150 * MIB, group_size=200 * MIB, direction_dtype="bfloat16")
+    small, large, last = plan.groups[0].tensors
+    assert (plan.read_once(small), plan.read_once(large), plan.read_once(last)) == (True, False, True)
+    assert plan.bytes_to_read == 11 * 2 * (2000 + 2 * 20_000_000)
+
+
+def test_small_neighbours_share_a_stripe() -> None:
+    plan = plan_of([(100, "BF16", "BF16")] * 50, 4, 2**40)
+    assert [len(segments) for segments, _ in visits(plan)] == [50]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+def test_a_budget_too_small_is_refused_with_what_is_needed(workers: int) -> None:
+    tensors = [(5_000_000, "BF16", "F32")]
+    with pytest.raises(SpecError, match=r"fit\.memory_budget of 1 MiB is too small for 75 checkpoints") as caught:
+        plan_of(tensors, 75, MIB, workers)
+    assert caught.value.exit_code == 2
+    needed = int(caught.value.expected.removeprefix("at least ").removesuffix(" MiB"))
+    assert plan_of(tensors, 75, needed * MIB, workers).peak_bytes <= needed * MIB
+    with pytest.raises(SpecError):
+        plan_of(tensors, 75, (needed - 1) * MIB, workers)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ({"temporal": "polynomial", "degree": 3}, "fit.degree=3 needs 4 checkpoints, the window holds 3"),
+        ({"trailing_averages": (2, 4)}, "fit.trailing_averages: the last 4 checkpoints, but the window holds 3"),
+    ],
+)
+def test_what_the_window_cannot_give_is_refused(fit: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        plan_of([(10, "F32", "F32")], 3, 2**40, **fit)
+
+
+def test_stored_columns_are_those_of_the_spec() -> None:
+    tensors = [(1000, "F32", "F32"), (7, "I64", "I64")]
+
+    def written(**fit: Any) -> int:
+        return plan_of(tensors, 8, 2**40, **fit).bytes_to_write
+
+    assert written() == 4000
+    assert written(rank=3) == 12000
+    assert written(direction_dtype="bfloat16") == 2000
+    assert written(basis="per_parameter") == 8000  # mean and slope
+    assert written(basis="per_parameter", temporal="polynomial", degree=2) == 12000
+    assert written(trailing_averages=(2, 5)) == 12000
