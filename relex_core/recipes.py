@@ -67,13 +67,6 @@ def _number(value: float, digits: int = 0) -> str:
     return fixed if float(fixed) == value else repr(value)
 
 
-def _line_value(tensor: TensorFit, component: int, step: float) -> float:
-    value = 0.0
-    for power in reversed(tensor.components[component].polynomial):
-        value = value * step + power
-    return value
-
-
 def _trend(fit: FitArtifact, step: int, scale: float) -> Mix:
     """Every weight's own line at one step."""
     from relex_core.fit.basis import trend_coefficients  # numpy; not needed to name candidates
@@ -88,7 +81,9 @@ def _relex(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     if fit.basis == "per_parameter":
         return _trend(fit, recipe.target_step, recipe.scale)
     names = rank_columns(len(tensor.components))
-    return Mix({name: recipe.scale * _line_value(tensor, i, recipe.target_step) for i, name in enumerate(names)})
+    return Mix(
+        {name: recipe.scale * c.at(recipe.target_step) for name, c in zip(names, tensor.components, strict=True)}
+    )
 
 
 def _reconstruction(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
@@ -106,9 +101,7 @@ def _pinned(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
     assert recipe.target_step is not None and recipe.scale is not None
     last = fit.steps[-1]
     names = rank_columns(len(tensor.components))
-    gains = [
-        _line_value(tensor, i, recipe.target_step) - _line_value(tensor, i, last) for i in range(len(tensor.components))
-    ]
+    gains = [c.at(recipe.target_step) - c.at(last) for c in tensor.components]
     return Mix({n: recipe.scale * gain for n, gain in zip(names, gains, strict=True)}, {last: 1.0})
 
 

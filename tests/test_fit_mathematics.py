@@ -115,7 +115,7 @@ def test_negated_deltas_negate_the_displacement(sign: float, seed: int) -> None:
     for moved in (steps, sign * steps):
         spectrum = decompose(gram_of(moved, zero), 1)
         direction = mix(moved, zero, rank_basis(spectrum).mixing, Tiles(6, CPU), torch.float32)[0]
-        displacement.append(fit_line(range(1, 7), spectrum.coefficients[0])(20.0) * direction)
+        displacement.append(fit_line(range(1, 7), spectrum.coefficients[0])(20) * direction)
     torch.testing.assert_close(displacement[1], sign * displacement[0], rtol=1e-4, atol=1e-5)
 
 

@@ -21,6 +21,13 @@ class Component(BaseModel):
     r_squared: float | None
     """None where it is undefined: a constant coefficient."""
 
+    def at(self, step: int) -> float:
+        """The line's value at an optimizer step."""
+        value = 0.0
+        for power in reversed(self.polynomial):
+            value = value * step + power
+        return value
+
 
 class TensorFit(BaseModel):
     """The fit of one tensor. For a tensor that never moved, shares and R² are undefined (null)."""
