@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -166,16 +167,44 @@ def collect(spec: str, out: str | None, as_json: bool) -> None:
     _print(manifest.model_dump(mode="json"), lambda: window_text(manifest, loaded.run_root), as_json)
 
 
+def _shard(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"{value!r} is not a shard; expected i/N with 1 <= i <= N, for example 2/8")
+    return int(match[1]), int(match[2])
+
+
+@main.command()
+@run_argument
+@click.option("--shard", metavar="i/N", callback=_shard, help="Only this part of the tensors; then: relex merge RUN.")
+@json_option
+@stage
+def fit(run: str, shard: tuple[int, int] | None, as_json: bool) -> None:
+    """Fit one direction and one line per weight tensor."""
+    from relex_core.fit import fit as fit_run
+    from relex_core.fit import fit_shard
+    from relex_core.tables import fit_text
+
+    if shard is not None:
+        fit_shard(run, *shard)
+        _print({"run": run, "shard": shard}, lambda: f"shard {shard[0]} of {shard[1]} is fitted", as_json)
+        return
+    artifact = fit_run(run)
+    _print(artifact.model_dump(mode="json", exclude={"tensors"}), lambda: fit_text(artifact), as_json)
+
+
 @main.command()
 @run_argument
 @json_option
 @stage
-def fit(run: str, as_json: bool) -> None:
-    """Fit one direction and one line per weight tensor."""
-    from relex_core.fit import fit as fit_run
+def merge(run: str, as_json: bool) -> None:
+    """Make one fit of its shards; reads no weights."""
+    from relex_core.fit import merge as merge_shards
     from relex_core.tables import fit_text
 
-    artifact = fit_run(run)
+    artifact = merge_shards(run)
     _print(artifact.model_dump(mode="json", exclude={"tensors"}), lambda: fit_text(artifact), as_json)
 
 

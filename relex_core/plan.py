@@ -12,12 +12,14 @@ Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
+from relex_core.fit.columns import stored_columns
 from relex_core.manifest import WindowManifest
 from relex_core.spec import FitSpec
 
@@ -123,16 +125,19 @@ class FitPlan:
         # A tensor may begin in a stripe that it shares with the one before.
         return self.buffers - 1
 
-    @property
-    def bytes_to_read(self) -> int:
-        """Bytes of weights at all steps plus the base, second reads included."""
+    def group_bytes(self, group: Group) -> int:
+        """Bytes read for a group: its weights at all steps and in the base, second reads included."""
         return sum(
             tensor.numel
             * (self.steps * ITEM_BYTES[tensor.dtype] + ITEM_BYTES[tensor.base_dtype])
             * (1 if self.read_once(tensor) else 2)
-            for group in self.groups
             for tensor in group.tensors
         )
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Of all groups."""
+        return sum(map(self.group_bytes, self.groups))
 
     @property
     def bytes_to_write(self) -> int:
@@ -143,7 +148,7 @@ class FitPlan:
 
 def window_bytes(manifest: WindowManifest) -> int:
     """Bytes of all weights of the window, each step counted once, without the base."""
-    return len(manifest.checkpoints) * sum(_numel(t.shape) * ITEM_BYTES[t.dtype] for t in manifest.tensors)
+    return len(manifest.checkpoints) * sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in manifest.tensors)
 
 
 def plan_fit(
@@ -166,10 +171,9 @@ def plan_fit(
             narrowest stripes.
     """
     _refuse_impossible(spec, len(manifest.checkpoints))
-    tensors = [PlannedTensor(t.name, t.shape, _numel(t.shape), t.dtype, base_dtypes[t.name]) for t in manifest.tensors]
-    stored = stored_column_count(spec)
-    item = 2 if spec.direction_dtype == "bfloat16" else 4
-    groups = _groups(tensors, int(spec.group_size), stored * item)
+    groups = plan_groups(manifest, base_dtypes, spec)
+    tensors = [tensor for group in groups for tensor in group.tensors]
+    stored, item = len(stored_columns(spec)), direction_item_bytes(spec)
     steps = len(manifest.checkpoints)
 
     row_item = max((ITEM_BYTES[tensor.dtype] for tensor in tensors), default=4)
@@ -219,10 +223,29 @@ def _refuse_impossible(spec: FitSpec, steps: int) -> None:
             )
 
 
-def stored_column_count(spec: FitSpec) -> int:
-    """How many directions the fit stores for each tensor."""
-    degree = spec.degree + 1 if spec.basis == "per_parameter" else spec.rank
-    return degree + len(spec.trailing_averages)
+def plan_groups(manifest: WindowManifest, base_dtypes: Mapping[str, str], spec: FitSpec) -> list[Group]:
+    """The tensor groups of a fit; they depend on the window and the spec alone.
+
+    Args:
+        base_dtypes: dtype of each tensor in the base.
+    """
+    tensors = [
+        PlannedTensor(t.name, t.shape, math.prod(t.shape), t.dtype, base_dtypes[t.name]) for t in manifest.tensors
+    ]
+    return _groups(tensors, int(spec.group_size), len(stored_columns(spec)) * direction_item_bytes(spec))
+
+
+def shard_groups(groups: Sequence[Group], shard: int, shards: int) -> list[Group]:
+    """The groups of shard `shard` (from 1) of `shards`: consecutive groups, of about equal weights."""
+    weights = [sum(tensor.numel for tensor in group.tensors) for group in groups]
+    total = max(sum(weights), 1)
+    middles = [sum(weights[:i]) + weight / 2 for i, weight in enumerate(weights)]
+    return [g for g, middle in zip(groups, middles, strict=True) if int(middle / total * shards) == shard - 1]
+
+
+def direction_item_bytes(spec: FitSpec) -> int:
+    """Bytes of one stored weight of a direction."""
+    return 2 if spec.direction_dtype == "bfloat16" else 4
 
 
 def tile_bytes(steps: int) -> int:
@@ -241,13 +264,6 @@ def tile_columns(steps: int) -> int:
     while columns > 1024 and columns * steps * 4 > 2 * 2**20:
         columns //= 2
     return columns
-
-
-def _numel(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _groups(tensors: Sequence[PlannedTensor], limit: int, bytes_per_weight: int) -> list[Group]:

@@ -13,8 +13,8 @@ import torch
 from runs import random_base, random_walk, stored, write_run
 from safetensors.torch import load_file, save_file
 
-from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError
-from relex_core.fit import fit
+from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
+from relex_core.fit import fit, fit_shard, merge
 
 STEPS = [3, 4, 8, 20, 31]
 
@@ -255,6 +255,24 @@ def test_a_finished_fit_is_not_done_again_and_another_fit_is_not_mixed_in(tmp_pa
     assert refitted.steps == (3, 4, 8, 20) and refitted.fit_key != first.fit_key
     metadata = load_file(Path(other, "fit", files[0]))
     assert metadata.keys() <= base.keys()
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7])
+def test_shards_give_the_same_fit_in_any_order(tmp_path: Path, shards: int) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    whole = write_run(tmp_path, base, states, fit={"group_size": 400})
+    expected = fit(whole)
+    run = write_run(tmp_path, base, states, out="shards", fit={"group_size": 400})
+    for shard in range(shards, 1, -1):
+        fit_shard(run, shard, shards)
+    with pytest.raises(WindowNotReady, match="tensor groups are not fitted yet"):
+        merge(run)
+    fit_shard(run, 1, shards)
+    merged = merge(run)
+    assert merged.tensors == expected.tensors and merged.bytes_read == expected.bytes_read
+    for path in sorted(Path(whole, "fit").glob("*.safetensors")):
+        assert path.read_bytes() == Path(run, "fit", path.name).read_bytes()
 
 
 def test_the_promised_memory_is_kept(tmp_path: Path) -> None:

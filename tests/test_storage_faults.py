@@ -485,12 +485,26 @@ class TestLocalDisk:
         finally:
             subprocess.run(["umount", str(tmp_path)], check=True)
 
-    @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-    def test_the_callers_error_comes_through_a_full_disk(self, error: type[BaseException]) -> None:
-        with pytest.raises(error), LocalStore("/dev").open_write("full-relex-test") as writer:
-            writer._stream.close()  # type: ignore[attr-defined]
-            raise error
-        assert not [*Path("/dev").glob("*relex*")]
+    def test_the_callers_error_comes_through_a_full_disk(self, tmp_path: Path) -> None:
+        call = "raise_after_writing(store.open_write('object'))"
+        finished = in_process(tmp_path, call, limit=resource.RLIMIT_FSIZE)
+        assert finished.stderr.strip().splitlines()[-1] == "ZeroDivisionError: division by zero", finished.stderr
+        assert [*tmp_path.iterdir()] == []
+
+    def test_a_folder_that_vanishes_while_it_is_written_to_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mkdir, vanished = Path.mkdir, []
+
+        def fleeting(path: Path, *arguments: object, **options: object) -> None:
+            mkdir(path, *arguments, **options)  # type: ignore[arg-type]
+            if len(vanished) < 3:
+                path.rmdir()
+                vanished.append(path)
+
+        monkeypatch.setattr(Path, "mkdir", fleeting)
+        write_bytes(LocalStore(str(tmp_path)), "folder/object", b"x")
+        assert len(vanished) == 3 and read_bytes(LocalStore(str(tmp_path)), "folder/object") == b"x"
 
     def test_a_folder_that_cannot_be_read_is_no_empty_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -520,6 +534,8 @@ def in_process(folder: Path, call: str, limit: int | None = None) -> subprocess.
     """Run `call` on a store of `folder` in another process, which ends as the command line does."""
     code = (
         "import os, sys; from relex_core.errors import RelexError; from relex_core.storage import *\n"
+        "def raise_after_writing(block):\n"
+        "    with block as writer: writer.write(bytes(5000)); 1 / 0\n"
         f"store = open_store({str(folder)!r})\n"
         f"try: {call}\n"
         "except RelexError as error: print(error); sys.exit(error.exit_code)\n"

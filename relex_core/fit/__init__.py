@@ -9,9 +9,13 @@ by the first call, so that an artifact can be read back without them.
 
 from __future__ import annotations
 
+from relex_core import layout
+from relex_core.collect import load_spec_of
 from relex_core.fit.artifact import FitArtifact, load_fit
+from relex_core.manifest import load_manifest
+from relex_core.storage import exists, open_store
 
-__all__ = ["FitArtifact", "fit", "load_fit"]
+__all__ = ["FitArtifact", "fit", "fit_shard", "load_fit", "merge"]
 
 
 def fit(run: str) -> FitArtifact:
@@ -26,6 +30,45 @@ def fit(run: str) -> FitArtifact:
         SpecError: the spec asks for more than this window or machine has.
         StorageError: the storage failed; run again to go on.
     """
-    from relex_core.fit.loop import fit_window
+    finished = _finished(run)
+    if finished is not None:
+        return finished
+    fit_shard(run, 1, 1)
+    return merge(run)
 
-    return fit_window(run)
+
+def fit_shard(run: str, shard: int, shards: int) -> None:
+    """Fit one of `shards` parts of the tensors; any machine may take any part. `merge` then makes the artifact.
+
+    Args:
+        shard: from 1 to `shards`.
+
+    Raises:
+        As `fit`.
+    """
+    from relex_core.fit.loop import fit_groups
+
+    if _finished(run) is None:
+        fit_groups(run, shard, shards)
+
+
+def merge(run: str) -> FitArtifact:
+    """Make the artifact of a fit whose shards are all done. Reads Gram matrices, no weights.
+
+    Raises:
+        WindowNotReady: a shard is not done yet.
+        WindowError: only all tensors together show that the input is wrong (checks.py).
+    """
+    from relex_core.fit.merging import merge_groups
+
+    return _finished(run) or merge_groups(run)
+
+
+def _finished(run: str) -> FitArtifact | None:
+    """The artifact of this very fit, if it is complete."""
+    from relex_core.fit.key import fit_key
+
+    if not exists(open_store(run), layout.FIT):
+        return None
+    artifact = load_fit(run)
+    return artifact if artifact.fit_key == fit_key(load_spec_of(run), load_manifest(run)) else None

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
 from relex_core.fit.line import Line, fit_line
+from relex_core.spec import FitSpec
 
 # Products are float32, so an eigenvalue below T · eps(float32) of the largest is rounding noise, not a direction.
 NOISE = float(np.finfo(np.float32).eps)
@@ -130,7 +131,15 @@ def trailing_average_basis(count: int, steps: int) -> Basis:
     return Basis((average_column(count),), mixing)
 
 
-def joined(bases: Sequence[Basis]) -> Basis:
+def stored_basis(spectrum: Spectrum, steps: Sequence[int], spec: FitSpec) -> Basis | None:
+    """Which directions are stored for a tensor with this spectrum; None if it never moved."""
+    if not spectrum.moved:
+        return None
+    main = trend_basis(steps, spec.degree) if spec.basis == "per_parameter" else rank_basis(spectrum)
+    return _joined([main, *(trailing_average_basis(count, len(steps)) for count in spec.trailing_averages)])
+
+
+def _joined(bases: Sequence[Basis]) -> Basis:
     """All columns of several bases."""
     names = tuple(name for basis in bases for name in basis.names)
     return Basis(names, np.concatenate([basis.mixing for basis in bases], axis=1))

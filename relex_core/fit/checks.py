@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from relex_core.checkpoints.reader import Piece, TensorReader
+from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import identical_steps
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.stream import Part
-from relex_core.manifest import WindowManifest
+from relex_core.manifest import CheckpointRecord, WindowManifest
 
 # Float32 products resolve squared distances down to about this share of the squared norms; pairs of steps that are
 # closer are compared byte by byte.
@@ -78,7 +78,7 @@ def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[in
         )
 
 
-def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest, observed: Sequence[TensorReader]) -> None:
+def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest) -> None:
     """Compare byte by byte the steps that the Gram matrix cannot tell apart.
 
     Args:
@@ -94,12 +94,13 @@ def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest, observed:
     close = distance <= CLOSE * np.maximum(squares[:, None], squares[None, :])
     for later in range(1, len(squares)):
         for earlier in np.flatnonzero(close[later, :later])[::-1][:1]:
-            if _same_bytes(observed[int(earlier)], observed[later]):
-                steps, uri = manifest.steps, manifest.checkpoints[later].uri
-                raise identical_steps(steps[int(earlier)], steps[later], uri)
+            first, second = manifest.checkpoints[int(earlier)], manifest.checkpoints[later]
+            if _same_bytes(first, second):
+                raise identical_steps(first.step, second.step, second.uri)
 
 
-def _same_bytes(first: TensorReader, second: TensorReader) -> bool:
+def _same_bytes(one: CheckpointRecord, other: CheckpointRecord) -> bool:
+    first, second = (open_checkpoint_reader(f"step {c.step}", c.uri, c.files) for c in (one, other))
     a, b = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
     for name, stored in first.tensors.items():
         total = stored.entry.numel * ITEM_BYTES[stored.entry.dtype]

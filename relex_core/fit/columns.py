@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from relex_core.spec import FitSpec
+
+
+def stored_columns(spec: FitSpec) -> tuple[str, ...]:
+    """All columns that a fit may store; a tensor of lower rank has fewer."""
+    main = trend_columns(spec.degree) if spec.basis == "per_parameter" else rank_columns(spec.rank)
+    return (*main, *map(average_column, spec.trailing_averages))
+
 
 def rank_columns(rank: int) -> tuple[str, ...]:
     """Unit singular directions: "direction", "direction_2", ..."""

@@ -29,6 +29,10 @@ class GroupResult:
     """By tensor: "T T", float64."""
     base_squares: dict[str, float] = field(default_factory=dict)
     """By tensor: ‖W_0‖²."""
+    seconds: float = 0.0
+    bytes_read: int = 0
+    peak_rss_bytes: int = 0
+    device: str = ""
 
 
 class GroupFiles:
@@ -89,13 +93,13 @@ def _bytes(row: Tensor) -> memoryview:
     return memoryview(row.contiguous().view(torch.uint8).numpy())
 
 
-def write_grams(store: Store, key: str, results: Sequence[GroupResult], fit_key: str) -> None:
-    grams = [item for result in results for item in result.grams.items()]
-    squares = {name: square for result in results for name, square in result.base_squares.items()}
-    metadata = {"format": "pt", "fit_key": fit_key, "base_squares": json.dumps(squares)}
-    described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in grams]
+def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> None:
+    """Write Gram matrices, with everything else that is known about their tensors in the file's metadata."""
+    facts = {name: value for name, value in vars(result).items() if name != "grams"}
+    metadata = {"format": "pt", "fit_key": fit_key, "facts": json.dumps(facts)}
+    described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in result.grams.items()]
     with safetensors_writer(store, key, described, metadata) as stream:
-        for _, gram in grams:
+        for gram in result.grams.values():
             stream.write(memoryview(np.ascontiguousarray(gram)).cast("B"))
 
 
@@ -106,10 +110,16 @@ def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:
     except ObjectNotFound:
         return None
     header = read_header(store, info)
-    result = GroupResult(base_squares=json.loads(header.metadata["base_squares"]))
+    result = GroupResult(**json.loads(header.metadata["facts"]))
     for entry in header.tensors:
         gram = np.empty(entry.shape, dtype=np.float64)
         if gram.nbytes:
             store.read_into(key, info.generation, entry.offset, memoryview(gram).cast("B"))
         result.grams[entry.name] = gram
     return result, header.metadata["fit_key"]
+
+
+def finished_group(store: Store, groups: Sequence[Group], group: Group, fit_key: str) -> GroupResult | None:
+    """The result of a group that an earlier run, or another shard, of the same fit finished."""
+    found = read_grams(store, layout.group_gram(group.number, len(groups)))
+    return found[0] if found is not None and found[1] == fit_key else None

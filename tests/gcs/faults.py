@@ -205,9 +205,9 @@ def _resumable(front: FaultyFront, request: Request) -> Reply:
     name, stored = front.sessions[session]
     first, total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", request.headers["content-range"]).groups()  # type: ignore[union-attr]
     if first is not None:
-        if int(first) > len(stored):
-            return Reply(503, {}, b"a gap")
-        stored[int(first) :] = request.body
+        if int(first) != len(stored):
+            return Reply(400, {}, b"the chunk does not begin where the last one ended")
+        stored += request.body
     if total == "*" or len(stored) < int(total):
         return Reply(308, {"Range": f"bytes=0-{len(stored) - 1}"} if stored else {}, b"")
     if request.headers.get("x-goog-hash") not in (None, f"crc32c={encode(google_crc32c.value(bytes(stored)))}"):

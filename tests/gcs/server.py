@@ -66,7 +66,7 @@ def _ready(process: subprocess.Popen[bytes], url: str, token: str) -> bool:
             return False
         try:
             return requests.get(f"{url}/storage/v1/b/{token}", timeout=5).ok
-        except requests.ConnectionError:
+        except requests.RequestException:  # a large seed takes a while
             time.sleep(0.02)
     return False
 

@@ -1,0 +1,261 @@
+"""The command line as real processes: what is printed where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import SMALL, line_of_states, random_weights, write_trajectory
+
+# What `pip install relex` does not bring.
+WITHOUT_EXTRAS = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "numpy", "transformers", "safetensors", "scipy", "threadpoolctl", "jaxtyping"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from relex_core.cli import main
+main(prog_name="relex")
+"""  # noqa: E501
+
+VERBS = ("demo", "inspect", "run", "collect", "fit", "extrapolate", "evaluate", "decide")
+
+
+def relex(*arguments: str | Path, cwd: Path | None = None, extras: bool = True) -> subprocess.CompletedProcess[str]:
+    code = ["-m", "relex_core"] if extras else ["-c", WITHOUT_EXTRAS]
+    command = [sys.executable, *code, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+def printed(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """The message of a command that failed as it should: on stderr, without a traceback, nothing on stdout."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A trajectory of steps 1 to 4, and a spec."""
+    base = random_weights()
+    write_trajectory(tmp_path, base, line_of_states(base, [1, 2, 3, 4]), [1, 2, 3, 4])
+    write_spec(tmp_path)
+    return tmp_path
+
+
+def write_spec(root: Path, t_cut: int = 4, **sections: Any) -> None:
+    data = {"base": "base", "trajectory": ".", "run_root": "run", "window": {"t_cut": t_cut}, **sections}
+    (root / "relex.yaml").write_text(json.dumps(data))
+
+
+def truncate(root: Path, step: int) -> None:
+    path = root / f"global_step_{step}/actor/huggingface/model.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def test_help_lists_the_verbs() -> None:
+    text = printed(relex("--help"))
+    listed = {line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line.strip()}
+    assert set(VERBS) <= listed
+    assert printed(relex("-h")) == text
+
+
+def test_the_installed_command_is_the_same_program(root: Path) -> None:
+    command = Path(sys.executable).with_name("relex")
+    result = subprocess.run([command, "inspect", root, "--json"], capture_output=True, text=True, check=True)
+    assert result.stdout == printed(relex("inspect", root, "--json"))
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.startswith("relex, version ")
+
+
+@pytest.mark.parametrize("extras", [True, False], ids=["", "no torch"])
+def test_inspect_shows_complete_and_incomplete_steps_and_why(root: Path, extras: bool) -> None:
+    truncate(root, 2)
+    (root / "global_step_3/actor/huggingface/model.safetensors").unlink()
+    text = printed(relex("inspect", ".", cwd=root, extras=extras))
+    rows = {line.split()[0]: line for line in text.splitlines() if line[:1].isdigit()}
+    assert rows.keys() == {"1", "2", "3", "4"}
+    assert "complete" in rows["1"]
+    assert "BF16" in rows["1"]
+    assert "cut off" in rows["2"]
+    assert "weights are missing" in rows["3"]
+    assert "t_cut: 4" in text  # how to go on
+    assert f"trajectory: {root}" in text
+
+
+def test_inspect_as_json(root: Path) -> None:
+    truncate(root, 2)
+    report = json.loads(printed(relex("inspect", root, "--json")))
+    assert [(step["step"], step["complete"]) for step in report["steps"]] == [
+        (1, True),
+        (2, False),
+        (3, True),
+        (4, True),
+    ]
+    assert "cut off" in report["steps"][1]["problems"][0]
+    assert report["steps"][0]["layout"] == "verl"
+    size = (root / "global_step_1/actor/huggingface/model.safetensors").stat().st_size
+    assert (report["steps"][0]["bytes"], report["steps"][0]["tensors"]) == (size, 5)
+
+
+def test_inspect_the_real_run() -> None:
+    report = json.loads(printed(relex("inspect", SMALL / "run", "--json")))
+    assert [step["step"] for step in report["steps"]] == list(range(1, 17))
+    assert all(step["complete"] for step in report["steps"])
+
+
+@pytest.mark.parametrize("extras", [True, False], ids=["", "no torch"])
+def test_collect(root: Path, extras: bool) -> None:
+    text = printed(relex("collect", "relex.yaml", cwd=root, extras=extras))
+    assert f"next: relex fit {root}/run" in text
+    window = json.loads((root / "run/window.json").read_text())
+    again = printed(relex("collect", "relex.yaml", "--json", cwd=root, extras=extras))
+    assert json.loads(again) == window
+    elsewhere = printed(relex("collect", "relex.yaml", "--out", "other", "--json", cwd=root, extras=extras))
+    assert json.loads(elsewhere)["digest"] == window["digest"]
+    assert (root / "other/spec.json").exists()
+
+
+@pytest.mark.parametrize("extras", [True, False], ids=["", "no torch"])
+def test_dry_run_tells_the_plan_and_writes_nothing(root: Path, extras: bool) -> None:
+    write_spec(root, candidates={"target_steps": [8, 20], "scales": [1.0, 0.5]})
+    before = contents(root)
+    text = printed(relex("run", "relex.yaml", "--dry-run", cwd=root, extras=extras))
+    plan = json.loads(printed(relex("run", "relex.yaml", "--dry-run", "--json", cwd=root, extras=extras)))
+    assert contents(root) == before
+    assert not (root / "run").exists()
+    names = [f"relex-step{step:05d}-scale{scale}" for step in (8, 20) for scale in ("1.00", "0.50")]
+    assert plan["candidates"] == names
+    assert all(name in text for name in names)
+    weights = sum(tensor.numel() for tensor in random_weights().values())
+    assert (plan["steps"], plan["tensors"], plan["weights"]) == ([1, 2, 3, 4], 5, weights)
+    assert plan["window_bytes"] == 4 * 2 * weights
+    assert plan["fit_reads"] == 5 * 2 * weights  # the window once, and the base
+    assert plan["read_twice"] == []
+    assert plan["fit_writes"] == 4 * weights
+    assert plan["candidate_writes"] == 4 * 2 * weights
+    assert plan["memory"] <= 4 * 2**30
+
+
+def test_dry_run_refuses_what_the_run_would_refuse(root: Path) -> None:
+    write_spec(root, fit={"trailing_averages": [5]})
+    assert "the last 5 checkpoints" in refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 2)
+    write_spec(root, fit={"memory_budget": "1MiB"})
+    assert "too small" in refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 2)
+    write_spec(root, t_cut=5)
+    refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 3)
+
+
+def test_run_goes_from_checkpoints_to_candidates(root: Path) -> None:
+    write_spec(root, candidates={"target_steps": [8]})
+    result = relex("run", "relex.yaml", "--json", cwd=root)
+    data = json.loads(printed(result))
+    assert data["candidates"] == ["relex-step00008-scale1.00"]
+    assert data["decision"] is None
+    assert data["window_digest"] == json.loads((root / "run/window.json").read_text())["digest"]
+    assert (root / "run/candidates/relex-step00008-scale1.00/model.safetensors").exists()
+    assert "fit: done" in result.stderr  # log lines, as this is no terminal
+    before = contents(root)
+    quiet = relex("--quiet", "run", "relex.yaml", "--json", cwd=root)
+    assert json.loads(printed(quiet)) == data
+    assert quiet.stderr == ""
+    assert contents(root) == before  # nothing is done twice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bogus"], "No such command 'bogus'"),
+        (["run"], "Missing argument 'SPEC'"),
+        (["run", "absent.yaml"], "'absent.yaml' does not exist"),
+        (["run", "."], "is a directory"),
+        (["collect", "relex.yaml", "--nope"], "No such option"),
+        (["collect", "relex.yaml", "--out", "s3://bucket/run"], "unknown scheme s3://"),
+        (["inspect", "s3://bucket/run"], "unknown scheme s3://"),
+        (["fit", "s3://bucket/run"], "unknown scheme s3://"),
+        (["extrapolate", ""], "an empty location"),
+        (["extrapolate", "run", "--target-step", "-5"], "-5 is not in the range"),
+    ],
+)
+def test_bad_usage_is_status_2(root: Path, arguments: list[str], message: str) -> None:
+    assert message in refused(relex(*arguments, cwd=root), 2)
+
+
+def test_a_bad_spec_is_status_2_with_all_faults(root: Path) -> None:
+    write_spec(root, t_cut=0, fitt={}, fit={"rnk": 1})
+    for verb in (["collect"], ["run"], ["run", "--dry-run"]):
+        message = refused(relex(*verb, "relex.yaml", cwd=root), 2)
+        assert message.startswith("SpecError: the spec is wrong:\n")
+        assert "did you mean 'rank'?" in message
+        assert "did you mean 'fit'?" in message
+        assert "window.t_cut" in message
+        assert str(root / "relex.yaml") in message or "relex.yaml" in message
+    assert not (root / "run").exists()
+
+
+def test_a_run_directory_of_another_spec_is_status_2(root: Path) -> None:
+    printed(relex("collect", "relex.yaml", cwd=root))
+    write_spec(root, t_cut=3)
+    assert "belongs to another spec: window" in refused(relex("collect", "relex.yaml", cwd=root), 2)
+
+
+@pytest.mark.parametrize(("verb", "next_step"), [("fit", "relex collect SPEC"), ("extrapolate", "relex collect SPEC")])
+def test_a_stage_before_its_input_is_status_3(root: Path, verb: str, next_step: str) -> None:
+    assert next_step in refused(relex(verb, "run", cwd=root), 3)
+
+
+def test_a_window_that_is_not_complete_is_status_3(root: Path) -> None:
+    write_spec(root, t_cut=5)
+    message = refused(relex("collect", "relex.yaml", cwd=root), 3)
+    assert message.startswith("WindowNotReady: the window is not complete: the last complete checkpoint is step 4")
+    assert "expected: a complete checkpoint at step 5 or later" in message
+    assert "next:" in message
+    assert not (root / "run/window.json").exists()
+    refused(relex("inspect", root / "base"), 3)
+
+
+def test_a_checkpoint_still_being_written_is_status_3(root: Path) -> None:
+    truncate(root, 4)
+    refused(relex("collect", "relex.yaml", cwd=root), 3)
+
+
+def test_wrong_data_are_status_4(root: Path) -> None:
+    truncate(root, 2)
+    message = refused(relex("collect", "relex.yaml", cwd=root), 4)
+    assert message.startswith("WindowError: ")
+    assert "step 2: model.safetensors is cut off" in message
+
+
+def test_storage_that_fails_is_status_5(root: Path) -> None:
+    (root / "a_file").write_text("not a folder")
+    message = refused(relex("collect", "relex.yaml", "--out", "a_file/run", cwd=root), 5)
+    assert str(root / "a_file/run") in message
+
+
+def test_without_torch_the_fit_says_what_to_install(root: Path) -> None:
+    printed(relex("collect", "relex.yaml", cwd=root, extras=False))
+    message = refused(relex("fit", "run", cwd=root, extras=False), 2)
+    assert 'pip install "relex[fit]"' in message
+
+
+def test_names_that_no_terminal_can_print_do_not_break_inspect(root: Path) -> None:
+    index = root / "global_step_2/actor/huggingface/model.safetensors.index.json"
+    index.with_name("model.safetensors").unlink()
+    index.write_text(r'{"weight_map": {"\ud800": "\udfff.safetensors"}}')
+    assert "cannot be understood" in printed(relex("inspect", root))

@@ -1,0 +1,216 @@
+"""Who may import whom: ARCHITECTURE.md's rule, read from the source and seen in real processes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "relex_core"
+
+# The order of the modules and packages of relex_core (a package: its modules but those that stand here by themselves).
+# Each imports only from itself and from those above it:
+# at module level, inside functions, and for type checking alike. There is no exception; the imports inside functions
+# of cli.py, run.py and fit/__init__.py are there to keep torch out until it is needed, not to get round this order.
+ORDER = (
+    "__init__",  # the version; imports nothing
+    "errors",
+    "layout",
+    "parallel",
+    "progress",
+    "storage",
+    "spec",
+    "manifest",
+    "checkpoints",
+    "events",
+    "collect",
+    "inspect",
+    "fit.columns",
+    "fit.artifact",
+    "plan",
+    "fit",
+    "forecast",
+    "recipes",
+    "candidate",
+    "dry_run",
+    "extrapolate",
+    "evaluate",
+    "decide",
+    "run",
+    "tables",
+    "demo",
+    "cli",
+    "__main__",
+)
+
+# What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
+BARE = (
+    *("errors", "layout", "parallel", "progress", "storage", "spec", "manifest", "checkpoints", "events"),
+    *("collect", "inspect", "plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
+    *("dry_run", "run", "tables", "demo.__init__", "cli"),
+)
+NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
+
+# With numpy and scipy, but without torch: deciding and reporting run on small machines.
+LIGHT = ("decide", "evaluate.__init__", "forecast")
+NOT_LIGHT = {"torch", "transformers"}
+
+ORCHESTRATORS = {"kfp", "airflow"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, by its full name."""
+
+    module: str
+    line: int
+    at_import: bool
+    """Executed when the importing module is imported: neither in a function nor for type checkers only."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports_of(path: Path) -> list[Import]:
+    """Every import statement of a file, wherever it stands."""
+    package = module_name(path).split(".")[:-1]
+    found = []
+
+    def visit(node: ast.AST, at_import: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            )
+            if isinstance(child, ast.Import):
+                found.extend(Import(alias.name, child.lineno, at_import) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                prefix = package[: len(package) - child.level + 1] if child.level else []
+                source = ".".join([*prefix, *([child.module] if child.module else [])])
+                for alias in child.names:
+                    inner = f"{source}.{alias.name}"
+                    found.append(Import(inner if exists(inner) else source, child.lineno, at_import))
+            visit(child, at_import and not deferred)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
+
+
+def unit(module: str) -> str:
+    """The entry of ORDER that covers a module: relex_core.fit.loop -> fit; relex_core itself -> __init__."""
+    parts = module.split(".")[1:] or ["__init__"]
+    return next((name for end in (2, 1) if (name := ".".join(parts[:end])) in ORDER), parts[0])
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+OWN_IMPORTS = {
+    module_name(path): [found for found in imports_of(path) if found.module.partition(".")[0] == "relex_core"]
+    for path in SOURCES
+}
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    there = {unit(module_name(path)) for path in SOURCES}
+    assert there <= set(ORDER), f"give these their place in ORDER: {sorted(there - set(ORDER))}"
+    assert set(ORDER) <= there, f"no longer there: {sorted(set(ORDER) - there)}"
+
+
+@pytest.mark.parametrize("place", range(len(ORDER)), ids=ORDER)
+def test_arrows_point_upwards_only(place: int) -> None:
+    allowed = set(ORDER[: place + 1])
+    downwards = [
+        f"{module}:{found.line} imports {found.module}"
+        for module, imports in OWN_IMPORTS.items()
+        if unit(module) == ORDER[place]
+        for found in imports
+        if unit(found.module) not in allowed
+    ]
+    assert not downwards, "\n".join(downwards)
+
+
+def test_no_cycles_within_a_package() -> None:
+    graph = {
+        module.removesuffix(".__init__"): {found.module for found in imports if found.at_import}
+        for module, imports in OWN_IMPORTS.items()
+    }
+    finished: set[str] = set()
+
+    def descend(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in finished:
+            for imported in sorted(graph.get(module, ())):
+                descend(imported, (*trail, module))
+            finished.add(module)
+
+    for module in graph:
+        descend(module, ())
+
+
+def test_the_core_knows_no_orchestrator() -> None:
+    found = [
+        f"{path}:{found.line} imports {found.module}"
+        for path in SOURCES
+        for found in imports_of(path)
+        if found.module.partition(".")[0] in ORCHESTRATORS | {"relex_kfp", "components", "pipelines"}
+    ]
+    assert not found, "\n".join(found)
+
+
+def modules(names: tuple[str, ...]) -> Iterator[str]:
+    """Full names; a package stands for all of its modules."""
+    for name in names:
+        path = PACKAGE.joinpath(*name.split("."))
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        yield from (module_name(file).removesuffix(".__init__") for file in files)
+
+
+IMPORT_ONE_BY_ONE = """
+import importlib, json, sys
+names, forbidden = json.loads(sys.argv[1])
+guilty = {}
+for name in names:
+    importlib.import_module(name)
+    loaded = sorted({module.partition(".")[0] for module in sys.modules} & set(forbidden))
+    if loaded:
+        guilty[name] = loaded
+        break
+print(json.dumps([guilty, len(sys.modules)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "forbidden"),
+    [(BARE, NOT_BARE | ORCHESTRATORS), (LIGHT, NOT_LIGHT | ORCHESTRATORS)],
+    ids=["bare install", "no torch"],
+)
+def test_importing_loads_nothing_heavy(names: tuple[str, ...], forbidden: set[str]) -> None:
+    argument = json.dumps([list(modules(names)), sorted(forbidden)])
+    command = [sys.executable, "-c", IMPORT_ONE_BY_ONE, argument]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    guilty, count = json.loads(result.stdout)
+    assert not guilty
+    assert count > 100  # it did import
+
+
+def test_the_command_line_loads_google_only_for_gs_locations() -> None:
+    code = "import sys; from relex_core import cli, dry_run, inspect; print('google.cloud.storage' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """No module works only because another one was imported before it (the light ones; heavy ones import these)."""
+    for name in ("fit.artifact", "checkpoints.reader", "plan", "candidate", "tables", "run"):
+        subprocess.run([sys.executable, "-c", f"import relex_core.{name}"], cwd=ROOT, check=True)
