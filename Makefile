@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench test-slow clean
+.PHONY: help demo test lint format bench bench-gcs test-slow clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(STAMP) ## Put the code into the house format
 
 bench: $(STAMP) ## Speed, bytes, disk and memory beside plain reads; REFERENCE=DIR adds the authors' scripts
 	$(BIN)/python benchmarks/bench.py $(if $(REFERENCE),--reference $(REFERENCE)) $(BENCH_OPTIONS)
+
+bench-gcs: $(STAMP) ## The range reader beside blob.download_as_bytes and plain urllib3
+	$(BIN)/python benchmarks/gcs.py
 
 clean: ## Remove what make made
 	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,10 +16,12 @@ from relex_core import layout
 from relex_core.collect import load_spec_of
 from relex_core.errors import DataError
 from relex_core.evaluate import evaluation_of
-from relex_core.evaluate.decision import Cost, Decision, Standing
-from relex_core.evaluate.evidence import Comparison, Evidence
+from relex_core.evaluate.cost import cost_of, pipeline_seconds
+from relex_core.evaluate.decision import Decision, Standing
+from relex_core.evaluate.evidence import Evidence
 from relex_core.evaluate.results import EvalResult
-from relex_core.spec import CostSpec, DecisionSpec
+from relex_core.evaluate.verdict import judge
+from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec
 from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
 
 __all__ = ["Decision", "decide", "delete_losers"]
@@ -31,8 +33,9 @@ def decide(run: str) -> Decision:
     """Decide from the stored evaluations, and write RUN/decision.json.
 
     `promote` only if the whole interval of the finalist's confirmed gain over the last observed checkpoint lies above
-    `decision.min_gain`; `keep_observed` otherwise. It generates nothing: other margins can be tried by changing the
-    spec (relex collect takes them over) and deciding again.
+    `decision.min_gain` (rule superior) or above −`decision.margin` (rule non_inferior), and every guard holds;
+    `keep_observed` otherwise; `not_ready` if time-outs of the grader could turn the verdict. It generates nothing:
+    other rules and margins can be tried by changing the spec (relex collect takes them over) and deciding again.
 
     If the confirmation questions have met other finalists before (candidates were added and selected anew), the
     confidence is raised to 1 − (1 − confidence) / looks (Bonferroni), so that trying again does not help luck.
@@ -48,8 +51,9 @@ def decide(run: str) -> Decision:
     """
     run = absolute_uri(run, Path.cwd())
     spec = load_spec_of(run)
-    evidence = Evidence.load(run, evaluation_of(spec, run))
-    decision = _decision(evidence, spec.decision, spec.cost)
+    evaluation = evaluation_of(spec, run)
+    evidence = Evidence.load(run, evaluation)
+    decision = _decision(evidence, evaluation, spec.decision, spec.cost)
     write_bytes(open_store(run), layout.DECISION, (decision.model_dump_json(indent=1) + "\n").encode())
     return decision
 
@@ -59,6 +63,8 @@ def delete_losers(run: str, decision: Decision) -> list[str]:
 
     relex.json, config and tokenizer stay: they say what was tried, and keep finished stages finished.
 
+    While the verdict is `not_ready` nothing is deleted.
+
     Returns:
         Names of the candidates that lost their weights in this call.
 
@@ -66,7 +72,7 @@ def delete_losers(run: str, decision: Decision) -> list[str]:
         DataError: the promoted candidate's own weights are not there; nothing is deleted.
     """
     run = absolute_uri(run, Path.cwd())
-    if load_spec_of(run).candidates.keep == "all":
+    if load_spec_of(run).candidates.keep == "all" or decision.decision == "not_ready":
         return []
     store = open_store(run)
     weights = [info.name for info in store.list(layout.CANDIDATES) if info.name.endswith(WEIGHTS)]
@@ -83,47 +89,57 @@ def delete_losers(run: str, decision: Decision) -> list[str]:
     return sorted({key.split("/")[1] for key in losing})
 
 
-def _decision(evidence: Evidence, rule: DecisionSpec, cost: CostSpec) -> Decision:
-    confidence = 1 - (1 - rule.confidence) / evidence.looks
+def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost: CostSpec) -> Decision:
+    verdict = judge(evidence, spec, rule)
+    # Nothing is known of a time-out: the verdict must be the same if all were against the finalist, and if all for it.
+    extremes = {judge(evidence, spec, rule, unknown).promoted for unknown in ((0.0, 1.0), (1.0, 0.0))}
+    certain = extremes == {verdict.promoted}
     finalist, last, base = evidence.finalist, evidence.last_observed, evidence.base
-    gain = evidence.compare(finalist, last, confidence)
-    promoted = gain.interval[0] > rule.min_gain
+    promoted = verdict.promoted and certain
     chosen = finalist if promoted else last
     saved = max((finalist.step or 0) - (last.step or 0), 0) if promoted else 0
+    confidence = 1 - verdict.alpha
+    others = {
+        task: (
+            evidence.compare(finalist, base, "confirm", task, confidence),
+            evidence.compare(last, base, "confirm", task, confidence),
+        )
+        for task in (test.task for test in verdict.confirm)
+    }
     return Decision(
-        decision="promote" if promoted else "keep_observed",
-        reason=_reason(promoted, gain, rule.min_gain),
+        decision="not_ready" if not certain else "promote" if promoted else "keep_observed",
+        reason=verdict.reason() if certain else _uncertain(evidence),
         candidate=chosen.name,
         method=chosen.method,
         step=chosen.step,
         scale=chosen.scale,
         finalist=finalist.name,
-        evidence=(gain, evidence.compare(finalist, base, confidence), evidence.compare(last, base, confidence)),
+        evidence=tuple(c for test in verdict.confirm for c in (test.comparison, *others[test.task])),
+        tests=(*verdict.confirm, *verdict.guards),
         select=tuple(map(_standing, evidence.select)),
         confirm=tuple(map(_standing, evidence.confirm)),
+        guards=tuple(map(_standing, evidence.guards)),
+        rule=rule.rule,
         min_gain=rule.min_gain,
+        margin=rule.margin,
         confidence=rule.confidence,
         looks=evidence.looks,
         last_observed_step=last.step or 0,
         training_steps_saved=saved,
-        cost=_cost(cost, saved),
+        cost=cost_of(cost, saved, pipeline_seconds(evidence.store)),
         window_digest=evidence.window_digest,
     )
 
 
-def _reason(promoted: bool, gain: Comparison, min_gain: float) -> str:
-    low, high = gain.interval
-    verdict = "lies above" if promoted else "does not lie wholly above"
-    return (
-        f"{gain.candidate} against {gain.reference} on {gain.n} confirmation questions: {gain.difference:+.3f}, "
-        f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {verdict} {min_gain:+.3f}; "
-        f"p = {gain.p_value:.2g}; smallest detectable difference {gain.smallest_detectable:.3f}"
+def _uncertain(evidence: Evidence) -> str:
+    rates = ", ".join(
+        f"{result.candidate} on {result.task}: {result.timeout_rate:.2%}"
+        for result in (*evidence.confirm, *evidence.guards)
+        if result.timeout_rate
     )
-
-
-def _cost(spec: CostSpec, saved: int) -> Cost:
-    per_step = spec.gpu_hours_per_step
-    return Cost(gpu_hours_per_step=per_step, gpu_hours_saved=None if per_step is None else per_step * saved)
+    return (
+        f"the grader's time-outs could turn the verdict ({rates}); raise evaluation.grading_seconds and evaluate again"
+    )
 
 
 def _standing(result: EvalResult) -> Standing:

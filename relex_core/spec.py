@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +21,10 @@ from pydantic import (
     BaseModel,
     ByteSize,
     ConfigDict,
+    Discriminator,
     Field,
+    JsonValue,
+    Tag,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -128,14 +130,88 @@ class CandidatesSpec(Section):
     """After the decision, delete the losers, or keep all. Without evaluation all are kept."""
 
 
+class HubSpec(Section):
+    """A data set on the Hugging Face hub, read by the `datasets` library where a hub can be reached."""
+
+    id: str
+    """For example `TianHongZXY/MATH`."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """The commit to read. Give one: without it the newest is taken, and two evaluations may see other questions."""
+    split: str = "test"
+    """In the syntax of `datasets`, for example `test` or `train[:500]`."""
+    config: str | None = None
+
+
+class GeneratedSpec(Section):
+    """Questions that reasoning-gym makes: no download, any number. What an earlier split holds is left out."""
+
+    dataset: str
+    """Name in reasoning-gym, for example `chain_sum`."""
+    size: Annotated[int, Field(ge=2, le=1_000_000)]
+    """Different questions."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    config: dict[str, JsonValue] = {}
+    """Parameters of the data set."""
+
+
+class PromptSpec(Section):
+    """How a question becomes what the model reads. Absent: the question as it is."""
+
+    template: str | None = None
+    """Literal text around `{question}`, special tokens included."""
+    chat: bool = False
+    """Use the chat template of the base's tokenizer, with the (templated) question as the user's message."""
+    system: str | None = None
+    """System message of the chat."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> PromptSpec:
+        if self.template is not None and "{question}" not in self.template:
+            raise ValueError("template lacks {question}")
+        if self.template is None and not self.chat:
+            raise ValueError("give a template, or chat: true, or leave prompt out")
+        if self.system is not None and not self.chat:
+            raise ValueError("system needs chat: true; with a template alone, write it into the template")
+        return self
+
+
+class FieldsSpec(Section):
+    """Where a line or row has what is needed."""
+
+    question: str = "prompt"
+    answer: str = "answer"
+    id: str = "id"
+    """Optional in the data: else the line number."""
+
+
+Grader = Annotated[str, Field(pattern=r"^(exact|choice|math|paper|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+
+
 class TaskSpec(Section):
-    """Questions with verifiable answers."""
+    """Questions with verifiable answers, from one of: a JSONL file, the hub, reasoning-gym."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    file: Location
+    file: Location | None = None
     """JSONL, one object a line with `prompt` and `answer` (and `id` if you like): a path or gs:// URI."""
-    grader: Literal["exact"] = "exact"
-    """`exact`: the stripped completion equals the answer."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the file; another file is refused."""
+    hub: HubSpec | None = None
+    generated: GeneratedSpec | None = None
+    fields: FieldsSpec = FieldsSpec()
+    prompt: PromptSpec | None = None
+    grader: Grader = "exact"
+    """`exact`: the stripped completion equals the answer. `math`: the last boxed answer is equal in meaning.
+    `choice`: a letter. `paper`: the laxer conventions of the RELEX authors' script. `package.module:function`: your
+    own, (completion, answer) -> bool or a status."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TaskSpec:
+        sources = [name for name in ("file", "hub", "generated") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"a task needs one of file, hub, generated; it has {', '.join(sources) or 'none'}")
+        if self.sha256 and not self.file:
+            raise ValueError("sha256 belongs to a file")
+        return self
 
 
 class SplitSpec(Section):
@@ -153,37 +229,125 @@ class SplitSpec(Section):
     """Prompts a batch; part of the result, because decoding is not exactly batch-invariant."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_definition(cls, data: Any, info: ValidationInfo) -> Any:
+        """`tasks/math.yaml`, or `{definition: tasks/math.yaml, batch_size: 64}`: the file's fields, then these."""
+        data = {"definition": data} if isinstance(data, str) else data
+        if not isinstance(data, dict) or "definition" not in data:
+            return data
+        own = dict(data)
+        return {**_definition(own.pop("definition"), info), **own}
+
     @model_validator(mode="after")
     def _greedy_once(self) -> SplitSpec:
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(f"samples={self.samples} at temperature 0 would repeat one answer {self.samples} times")
         return self
 
+    def sampling(self) -> dict[str, Any]:
+        """What completions depend on, besides the questions."""
+        return self.model_dump(mode="json", include=set(SplitSpec.model_fields) - {"task"})
+
+
+def _definition(name: object, info: ValidationInfo) -> dict[str, Any]:
+    folder = info.context["folder"] if info.context else Path.cwd()
+    path = Path(folder, str(name))
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"the task definition {path} cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"the task definition {path} is not a mapping")
+    task = loaded.get("task")
+    if isinstance(task, dict) and isinstance(task.get("file"), str):  # relative to the definition, not to the spec
+        loaded = {**loaded, "task": {**task, "file": absolute_uri(task["file"], path.resolve().parent)}}
+    return loaded
+
+
+class GuardSpec(SplitSpec):
+    """A task that must not get worse."""
+
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """By more than this it must not fall (0.02 = two points)."""
+    require: Literal["shown", "not_refuted"] = "shown"
+    """`shown`: the whole interval lies above -margin, so few questions block a promotion. `not_refuted`: the interval
+    does not lie wholly below it."""
+
+
+def _one_or_several(data: Any) -> str:
+    return SEVERAL if isinstance(data, (list, tuple)) else ONE
+
+
+ONE, SEVERAL = "one task", "several tasks"
+Splits = Annotated[
+    Annotated[SplitSpec, Tag(ONE)] | Annotated[tuple[SplitSpec, ...], Tag(SEVERAL), Field(min_length=1)],
+    Discriminator(_one_or_several),
+]
+
 
 class EvaluationSpec(Section):
     """How candidates are measured. The same questions never select and confirm."""
 
-    backend: Literal["transformers"] = "transformers"
+    backend: Literal["transformers", "vllm", "scripted"] = "transformers"
+    """`vllm`: an offline engine in a process of its own for each candidate. `scripted`: answers from script.json in
+    the candidate's folder, for tests."""
     device: str = "auto"
-    select: SplitSpec
-    """Chooses the finalist among all candidates."""
-    confirm: SplitSpec
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """GPUs that one model is spread over (vllm)."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of each GPU's memory that the engine may take (vllm)."""
+    select: Splits
+    """Chooses the finalist among all candidates. Of several tasks the mean of their accuracies counts."""
+    confirm: Splits
     """Untouched until then: finalist against the last observed checkpoint."""
+    guards: tuple[GuardSpec, ...] = ()
+    """Tasks that must not fall by more than their margins; measured like `confirm`, decide nothing else."""
+    search: Literal["auto", "halving", "full"] = "auto"
+    """`full`: every candidate on all selection questions. `halving`: all on a part, the better quarter on four times as
+    many, and so on. `auto`: halving for more than 8 candidates, if there are at least 4 batches of questions."""
+    grading_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    """Processor time that grading one answer may take (graders math, paper and your own); then it is a time-out."""
+
+    @property
+    def select_splits(self) -> tuple[SplitSpec, ...]:
+        return self.select if isinstance(self.select, tuple) else (self.select,)
+
+    @property
+    def confirm_splits(self) -> tuple[SplitSpec, ...]:
+        return self.confirm if isinstance(self.confirm, tuple) else (self.confirm,)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvaluationSpec:
+        for what, splits in (("select", self.select_splits), ("confirm", self.confirm_splits), ("guards", self.guards)):
+            names = [split.task.name for split in splits]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} names a task twice: {', '.join(names)}")
+        return self
 
 
 class DecisionSpec(Section):
-    """When a candidate is promoted."""
+    """When a candidate is promoted. All of it can be changed and decided anew without generating anything."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Of the interval on the confirmed gain."""
+    rule: Literal["superior", "non_inferior"] = "superior"
+    """`superior`: on a confirmation task the whole interval lies above min_gain (of several tasks: one, after Holm's
+    correction, and none lies wholly below 0). `non_inferior`: on every task it lies above -margin."""
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The whole interval must lie above this difference in accuracy (0.01 = one point)."""
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """How much worse than the last observed checkpoint is still as good (rule non_inferior)."""
 
 
 class CostSpec(Section):
-    """What a training step costs."""
+    """What a training step costs, and what the pipeline itself holds while it works."""
 
     gpu_hours_per_step: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    fit_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """GPUs held during fit and extrapolate; 0 on CPUs."""
+    evaluation_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """GPUs held during evaluate; 0 on CPUs."""
 
 
 class RunSpec(Section):
@@ -276,7 +440,7 @@ def resolve_spec(data: object, *, where: str, folder: Path, out: str | None = No
 def _all_faults(error: ValidationError) -> str:
     lines = ["the spec is wrong:"]
     for fault in error.errors(include_url=False):
-        location = tuple(str(part) for part in fault["loc"])
+        location = tuple(str(part) for part in fault["loc"] if part not in (ONE, SEVERAL))
         name = ".".join(location) or "spec"
         if fault["type"] == "extra_forbidden":
             lines.append(f"  - {name}: unknown field{_nearest(location)}")
@@ -292,6 +456,8 @@ def _nearest(location: tuple[str, ...]) -> str:
     """ "; did you mean 't_cut'?" for an unknown field at `location`."""
     section: type[BaseModel] | None = RunSpec
     for part in location[:-1]:
+        if part.isdigit():  # one of several
+            continue
         field = section.model_fields.get(part) if section else None
         section = _section_of(field.annotation) if field else None
     known = list(section.model_fields) if section else []
@@ -300,6 +466,7 @@ def _nearest(location: tuple[str, ...]) -> str:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The Section in an annotation such as `EvaluationSpec | None`."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    """The Section in an annotation such as `EvaluationSpec | None` or `tuple[GuardSpec, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for option in typing.get_args(annotation) if (found := _section_of(option))), None)

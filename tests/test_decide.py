@@ -13,7 +13,7 @@ from relex_core.evaluate.candidates import references, written_candidates
 from relex_core.evaluate.results import outcomes, summarise
 from relex_core.evaluate.samples import to_jsonl
 from relex_core.evaluate.statistics import paired_difference
-from relex_core.evaluate.tasks import Task
+from relex_core.evaluate.tasks import Question, Task
 from relex_core.manifest import BaseRecord, CheckpointRecord, WindowManifest
 from relex_core.spec import resolve_spec
 
@@ -70,7 +70,8 @@ class Run:
         """`correct`: one 0 or 1 a question."""
         known = {c.name: c for c in [*references(self.manifest), *written_candidates(str(self.path))]}
         spec = getattr(self.resolved.evaluation, split)
-        task = Task("addition", "t.jsonl", (), sha256 or f"file of {split}")
+        sha256 = sha256 or f"file of {split}"
+        task = Task("addition", "t.jsonl", (Question(sha256, "1", "1"),), sha256)
         key = evaluation_key(known[name].digest, self.manifest.digest, split, task, spec, {**CONDITIONS, **conditions})
         rows = [
             {"id": str(i), "sample": 0, "tokens": 5, "finish_reason": "stop", "status": "correct" if c else "wrong"}

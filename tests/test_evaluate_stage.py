@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from relex_core import evaluate as stage
 from relex_core.collect import collect
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowNotReady
-from relex_core.evaluate import evaluate
+from relex_core.evaluate import evaluate, stage
 from relex_core.evaluate.results import finalist
 from relex_core.evaluate.transformers_backend import TransformersGenerator
 from relex_core.spec import resolve_spec
@@ -149,7 +148,7 @@ def test_another_key_is_evaluated_again(run, tmp_path, monkeypatch):
 CHILD = """
 import json, os, pathlib, signal, sys
 import relex_core.evaluate.transformers_backend
-from relex_core.evaluate import evaluate
+from relex_core.evaluate import evaluate, stage
 from relex_core.storage.local import LocalStore
 
 def die_at(doomed):

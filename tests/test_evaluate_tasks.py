@@ -37,7 +37,7 @@ def test_questions_come_in_the_order_of_the_file_with_ids_and_digest(tmp_path):
         (json.dumps(row("2+2=", " ")), "answer: empty"),
         (json.dumps(row("", "4")), "prompt: empty"),
         (json.dumps(row("2+2=", 4)), "answer: Input should be a valid string"),
-        (json.dumps(row("1+1= ", "4")), "already on line 1"),
+        (json.dumps(row("1+1= ", "4")), r"already in .*a\.jsonl, line 1"),
         (json.dumps(row("2+2=", "4", id="1")), "id '1' is taken"),
     ],
 )
@@ -68,7 +68,8 @@ def test_a_question_in_both_splits_is_refused_and_named(tmp_path):
         load_splits(spec)
     other = write(tmp_path / "c.jsonl", row("2+1="), row("2+3="))
     spec = EvaluationSpec.model_validate({"select": {"task": select}, "confirm": {"task": other}})
-    assert {split: len(task.questions) for split, task in load_splits(spec).items()} == {"select": 3, "confirm": 2}
+    counts = {split: [len(task.questions) for task in tasks] for split, tasks in load_splits(spec).items()}
+    assert counts == {"select": [3], "confirm": [2], "guard": []}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,5 @@
 """The `math` grader on tricky answers, one case a line in data/answer_pairs.yaml."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,7 +30,9 @@ def test_there_are_enough_pairs_and_each_has_a_reason():
     assert all(pair["reason"] and len(pair) == 4 + pair.get("miss", False) for pair in PAIRS)
 
 
-@pytest.mark.parametrize("pair", [p for p in PAIRS if "given" in p and p["status"] == "correct"], ids=lambda p: p["gold"])
+@pytest.mark.parametrize(
+    "pair", [p for p in PAIRS if "given" in p and p["status"] == "correct"], ids=lambda p: p["gold"]
+)
 def test_every_gold_answer_is_equal_to_itself(grader, pair):
     assert grader.gold_fault(pair["gold"]) is None
     if "boxed" not in pair["gold"]:

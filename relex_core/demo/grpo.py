@@ -33,7 +33,7 @@ def grpo_step(
     advantages = group_advantages(rewards.view(task.prompts, task.samples)).flatten()
     loss = policy_loss(model, prompts.repeat_interleave(task.samples, dim=0), answers, advantages)
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     set_learning_rate(optimizer, task.grpo_lr * min(1.0, step / max(1, task.warmup_steps)))
     optimizer.step()
@@ -42,7 +42,7 @@ def grpo_step(
 
 @torch.no_grad()
 def sample_answers(model: Qwen3ForCausalLM, prompts: Tensor, samples: int, length: int, draw: Generator) -> Tensor:
-    """Sample `length` tokens "n·samples a" after the prompts "n p" at temperature 1; those after ``<eos>`` mean nothing."""
+    """Sample `length` tokens "n·samples a" after the prompts "n p" at temperature 1, whether or not ``<eos>`` came."""
     cache = DynamicCache(config=model.config)
     logits = model(input_ids=prompts, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     cache.batch_repeat_interleave(samples)

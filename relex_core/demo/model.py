@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from relex_core.demo.questions import EOS, PAD, VOCABULARY, WEIGHTS, generator
 from relex_core.demo.task import DemoTask
@@ -41,13 +43,14 @@ def build_model(task: DemoTask) -> Qwen3ForCausalLM:
         return Qwen3ForCausalLM(config)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> Any:
     """One token a character; nothing is added before or after a text."""
     vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    wrap: Any = PreTrainedTokenizerFast
+    return wrap(
         tokenizer_object=tokenizer,
         eos_token="<eos>",
         pad_token="<pad>",
@@ -59,13 +62,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_base(folder: Path, model: Qwen3ForCausalLM) -> None:
     """Write a complete base: config, generation config, tokenizer and bfloat16 weights. Converts `model` itself."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    _quieten()
+    half: Any = model
+    half.to(torch.bfloat16).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
 
 
 def read_master_weights(base: Path) -> Qwen3ForCausalLM:
     """The saved bfloat16 base as a float32 model: what RL starts from is exactly what is on disk."""
-    return Qwen3ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    _quieten()
+    load: Any = Qwen3ForCausalLM.from_pretrained
+    model: Qwen3ForCausalLM = load(base, dtype=torch.float32, local_files_only=True)
+    return model
 
 
 def write_weights(folder: Path, model: Qwen3ForCausalLM, base: Path) -> None:
@@ -75,3 +83,8 @@ def write_weights(folder: Path, model: Qwen3ForCausalLM, base: Path) -> None:
         shutil.copyfile(base / name, folder / name)
     weights = {name: weight.detach().to(torch.bfloat16) for name, weight in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _quieten() -> None:
+    disable: Any = disable_progress_bar
+    disable()  # relex shows its own

@@ -29,7 +29,7 @@ MAX_GRADIENT_NORM = 1.0
 
 def train_supervised(task: DemoTask) -> Qwen3ForCausalLM:
     """Train the base from scratch, in float32; the same weights for the same task."""
-    model = build_model(task).train()
+    model = build_model(task)
     train = split_pairs(task)["train"]
     draw = generator(task, SUPERVISED)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -40,7 +40,7 @@ def train_supervised(task: DemoTask) -> Qwen3ForCausalLM:
             logits = answer_logits(model, prompt_tokens(task, pairs), answers)
             loss = cross_entropy(logits.flatten(0, 1), answers.flatten())
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
             set_learning_rate(optimizer, task.supervised_lr * one_cycle(step, task.supervised_steps))
             optimizer.step()

@@ -60,7 +60,7 @@ def train_trajectory(task: DemoTask, base: Path, trajectory: Path, state: Path, 
 
 def load_trainer(base: Path, state: Path) -> Trainer:
     """The trainer as it was after its last finished step, or at the base if no step was finished yet."""
-    model = read_master_weights(base).train()
+    model = read_master_weights(base)
     trainer = Trainer(model, build_optimizer(model))
     if state.exists():
         saved: dict[str, Any] = torch.load(state, weights_only=True)

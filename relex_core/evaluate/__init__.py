@@ -13,26 +13,21 @@ one meets the last observed checkpoint and the base again on `confirm`, whose qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from relex_core import layout
 from relex_core.collect import load_spec_of
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, choose, observed, references, written_candidates
-from relex_core.evaluate.generate import Sampling, conditions, open_generator
-from relex_core.evaluate.results import EvalResult, finalist, read_result, summarise
-from relex_core.evaluate.samples import BatchStore, graded_rows, plan, samples_key, to_jsonl
-from relex_core.evaluate.tasks import Split, Task, load_splits
-from relex_core.manifest import WindowManifest, digest_of, load_manifest
-from relex_core.progress import progress
-from relex_core.spec import EvaluationSpec, RunSpec, SplitSpec
-from relex_core.storage import Store, absolute_uri, open_store, write_bytes
+from relex_core.evaluate.results import EvalResult, ranking
+from relex_core.evaluate.search import part, rounds
+from relex_core.evaluate.stage import Stage, evaluation_key, open_stage
+from relex_core.manifest import load_manifest
+from relex_core.spec import EvaluationSpec, RunSpec
+from relex_core.storage import absolute_uri
 
-__all__ = ["EvalResult", "evaluate", "measure_checkpoints"]
+__all__ = ["EvalResult", "evaluate", "evaluation_key", "evaluation_of", "measure_checkpoints"]
 
 
 def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
@@ -41,31 +36,53 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
     Args:
         run: the run directory (path or URI), with spec.json, window.json and candidates/.
         candidates: names (also "base" and "last_observed"): measure only these, only on the selection split. Empty:
-            all of them on the selection split, then the finalist, the last observed checkpoint and the base on the
-            confirmation split.
+            all of them on the selection split (the weaker of many on a part of it: see `search`), then the finalist,
+            the last observed checkpoint and the base on the confirmation split, and the first two on the guard tasks.
 
     Returns:
-        Selection results in the order base, last observed, candidates by name; then confirmation results.
+        Selection results in the order base, last observed, candidates by name; then confirmation and guard results.
 
     Raises:
-        SpecError: the spec has no evaluation section, or there is no candidate of a given name.
+        SpecError: the spec has no evaluation section, there is no candidate of a given name, or a library is missing.
         WindowNotReady: nothing is collected yet, or no candidate is written yet.
         DataError: a task file, a candidate or an observed checkpoint is wrong.
     """
     run = absolute_uri(run, Path.cwd())
     manifest = load_manifest(run)
     spec = evaluation_of(load_spec_of(run), run)
-    stage = _Stage(open_store(run), spec, manifest, load_splits(spec), conditions(spec))
     written = written_candidates(run)
     known = [*references(manifest), *written]
-    if candidates:
-        return stage.measure(choose(known, candidates), "select")
-    if not written:
+    chosen = choose(known, candidates) if candidates else []
+    if not written and not chosen:
         raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
-    selection = stage.measure(known, "select")
-    best = finalist(selection[2:], {candidate.name: candidate.step for candidate in written})
-    base, last = known[:2]
-    return selection + stage.measure([*choose(written, [best.candidate]), last, base], "confirm")
+    with open_stage(run, spec, manifest) as stage:
+        if chosen:
+            return stage.measure(chosen, "select")
+        base, last = known[:2]
+        results = stage.measure([base, last], "select")
+        selection, best = _search(stage, written)
+        final = [*choose(written, [best]), last, base]
+        return [*results, *selection, *stage.measure(final, "confirm"), *stage.measure(final[:2], "guard")]
+
+
+def _search(stage: Stage, candidates: Sequence[Candidate]) -> tuple[list[EvalResult], str]:
+    """Measure candidates on the selection split, round by round.
+
+    Returns:
+        The last results of each, in the order of `candidates`; and the finalist's name.
+    """
+    steps = {candidate.name: candidate.step for candidate in candidates}
+    batches = [stage.batches(index) for index in range(len(stage.tasks["select"]))]
+    results: dict[str, list[EvalResult]] = {}
+    order = [candidate.name for candidate in candidates]
+    for one in rounds(len(candidates), min(batches), stage.spec.search):
+        names = set(order[: one.candidates])
+        seeds = [split.seed for split in stage.spec.select_splits]
+        parts = [part(count, one.share, seed) for count, seed in zip(batches, seeds, strict=True)]
+        measured = stage.measure([c for c in candidates if c.name in names], "select", parts)
+        results |= {name: [result for result in measured if result.candidate == name] for name in names}
+        order = ranking(measured, steps)
+    return [result for candidate in candidates for result in results[candidate.name]], order[0]
 
 
 def measure_checkpoints(run: str, folders: Mapping[str, str]) -> list[EvalResult]:
@@ -87,8 +104,8 @@ def measure_checkpoints(run: str, folders: Mapping[str, str]) -> list[EvalResult
     taken = {candidate.name for candidate in (*references(manifest), *written_candidates(run))} & folders.keys()
     if taken:
         raise SpecError(f"{', '.join(sorted(taken))}: these are names of candidates", where=run)
-    stage = _Stage(open_store(run), spec, manifest, load_splits(spec), conditions(spec))
-    return stage.measure([observed(name, folder) for name, folder in folders.items()], "confirm")
+    with open_stage(run, spec, manifest) as stage:
+        return stage.measure([observed(name, folder) for name, folder in folders.items()], "confirm")
 
 
 def evaluation_of(spec: RunSpec, run: str) -> EvaluationSpec:
@@ -105,73 +122,3 @@ def evaluation_of(spec: RunSpec, run: str) -> EvaluationSpec:
             next_step="add the section to the spec, then run relex collect and relex evaluate; finished work is kept",
         )
     return spec.evaluation
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """What all evaluations of one call share."""
-
-    store: Store
-    spec: EvaluationSpec
-    manifest: WindowManifest
-    tasks: dict[Split, Task]
-    conditions: dict[str, object]
-
-    def measure(self, candidates: Sequence[Candidate], split: Split) -> list[EvalResult]:
-        sampling: SplitSpec = getattr(self.spec, split)
-        total = len(candidates) * len(self.tasks[split].questions) * sampling.samples
-        with progress(f"evaluate {split}", total) as advance:
-            return [self._measure_one(candidate, split, sampling, advance) for candidate in candidates]
-
-    def _measure_one(
-        self, candidate: Candidate, split: Split, sampling: SplitSpec, advance: Callable[..., None]
-    ) -> EvalResult:
-        task = self.tasks[split]
-        key = evaluation_key(candidate.digest, self.manifest.digest, split, task, sampling, self.conditions)
-        folder = layout.evaluation(candidate.name, task.name, split)
-        batches = BatchStore(self.store, folder, digest_of(key))
-        result = read_result(self.store, candidate.name, task.name, split)
-        if result is None or result.key != key:
-            self.store.delete(f"{folder}/{layout.SUMMARY}")  # before its samples go
-            self._generate(candidate, task, sampling, batches, advance)
-            rows = graded_rows(plan(task, sampling), batches, sampling.task.grader)
-            samples = to_jsonl(rows)
-            write_bytes(self.store, samples_key(folder), samples)
-            result = summarise(candidate.name, split, key, rows, samples)
-            write_bytes(self.store, f"{folder}/{layout.SUMMARY}", result.model_dump_json(indent=1).encode())
-        else:
-            advance(result.n * result.k, candidate.name)
-        batches.remove()  # also those that an earlier call, killed right after the summary, left behind
-        return result
-
-    def _generate(
-        self, candidate: Candidate, task: Task, split: SplitSpec, finished: BatchStore, advance: Callable[..., None]
-    ) -> None:
-        """Generate the batches that are missing; with none missing the model is not even loaded."""
-        missing = finished.missing(plan(task, split))
-        there = len(task.questions) * split.samples - sum(len(batch.questions) for batch in missing)
-        advance(there, candidate.name)
-        with ExitStack() as stack:
-            if missing:
-                candidate.refuse_if_changed()
-                generator = stack.enter_context(open_generator(self.spec, candidate.uri, self.manifest.base.uri))
-            for batch in missing:
-                sampling = Sampling(split.temperature, split.top_p, split.max_tokens, batch.seed)
-                prompts = [question.prompt for question in batch.questions]
-                finished.write(batch, generator.generate(prompts, sampling))
-                advance(len(prompts), candidate.name)
-
-
-def evaluation_key(
-    candidate: str, window: str, split: Split, task: Task, sampling: SplitSpec, conditions: dict[str, object]
-) -> dict[str, Any]:
-    """Everything that samples and statuses depend on; `candidate` and `window` are digests."""
-    return {
-        "candidate": candidate,
-        "window": window,
-        "split": split,
-        "task": {"name": task.name, "sha256": task.sha256},
-        "grader": sampling.task.grader,
-        "sampling": sampling.model_dump(mode="json", exclude={"task"}),
-        **conditions,
-    }

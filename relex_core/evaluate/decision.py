@@ -8,30 +8,58 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core.evaluate.candidates import LAST_OBSERVED
 from relex_core.evaluate.evidence import Comparison
+from relex_core.evaluate.tasks import Split
 
 
 class Standing(BaseModel):
-    """One model's accuracy on one split."""
+    """One model's accuracy on one task of one split."""
 
     model_config = ConfigDict(frozen=True)
 
     candidate: str
+    task: str
     n: int
+    """Questions; fewer for candidates that the search left behind early."""
     k: int
     mean: float
     standard_error: float
     interval: tuple[float, float]
     """At 95 %."""
+    truncation_rate: float
+    no_answer_rate: float
+    timeout_rate: float
+    mean_tokens: float
+
+
+class Test(BaseModel):
+    """One condition of the verdict: the interval of finalist − last observed against a threshold."""
+
+    model_config = ConfigDict(frozen=True)
+    __test__ = False  # no test class of pytest
+
+    task: str
+    split: Split
+    threshold: float
+    """The interval must lie above it."""
+    comparison: Comparison
+    p_above: float
+    """Smallest 1 − confidence at which the interval would still lie above the threshold."""
+    held: bool
 
 
 class Cost(BaseModel):
-    """What the decision saves."""
+    """What the decision saves, and what making it has cost."""
 
     model_config = ConfigDict(frozen=True)
 
     gpu_hours_per_step: float | None
+    training_gpu_hours_saved: float | None
+    """None where the spec gives no cost per step."""
+    pipeline_seconds: dict[str, float]
+    """Measured, by stage."""
+    pipeline_gpu_hours: float
     gpu_hours_saved: float | None
-    """None where the spec gives no cost."""
+    """Training saved minus pipeline; negative where nothing was promoted."""
 
 
 class Decision(BaseModel):
@@ -39,7 +67,8 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    decision: Literal["promote", "keep_observed"]
+    decision: Literal["promote", "keep_observed", "not_ready"]
+    """`not_ready`: the evidence is there, but time-outs of the grader could turn the verdict."""
     reason: str
     candidate: str
     """What to ship: the finalist, or "last_observed"."""
@@ -50,13 +79,18 @@ class Decision(BaseModel):
     finalist: str
     """Best on the selection split."""
     evidence: tuple[Comparison, ...]
-    """On the confirmation split: finalist against last observed (this one decides), finalist against base, last
-    observed against base."""
+    """On the confirmation split, for each task: finalist against last observed (these decide), finalist against base,
+    last observed against base."""
+    tests: tuple[Test, ...]
+    """The conditions of the verdict: one for each confirmation task, one for each guard."""
     select: tuple[Standing, ...]
     confirm: tuple[Standing, ...]
+    guards: tuple[Standing, ...]
+    rule: Literal["superior", "non_inferior"]
     min_gain: float
+    margin: float
     confidence: float
-    """As in the spec. The intervals in `evidence` are wider where `looks` > 1."""
+    """As in the spec. The intervals in `evidence` are wider where `looks` > 1, or where there are several tasks."""
     looks: int
     """How many finalists were measured on these confirmation questions so far."""
     last_observed_step: int
@@ -70,12 +104,15 @@ class Decision(BaseModel):
         """Rows for people: the finalist and the two references first, then the others by their selection mean.
 
         Accuracies are fractions; ± is one standard error; brackets are intervals. The last two columns compare with
-        the last observed checkpoint on the confirmation split, so only what was measured there has them.
+        the last observed checkpoint on the confirmation split, so only what was measured there has them. Of several
+        tasks the first is shown.
         """
-        confirmed = {standing.candidate: standing for standing in self.confirm}
-        gains = {evidence.candidate: evidence for evidence in self.evidence if evidence.reference == LAST_OBSERVED}
-        rest = sorted((s for s in self.select if s.candidate not in confirmed), key=lambda s: (-s.mean, s.candidate))
-        selected = {standing.candidate: standing for standing in self.select}
+        first = self.select[0].task, self.confirm[0].task
+        selected = {standing.candidate: standing for standing in self.select if standing.task == first[0]}
+        confirmed = {standing.candidate: standing for standing in self.confirm if standing.task == first[1]}
+        gains = {e.candidate: e for e in self.evidence if e.reference == LAST_OBSERVED and e.task == first[1]}
+        # Candidates that the search left behind early come last: their means are of fewer questions.
+        rest = sorted(selected.keys() - confirmed.keys(), key=lambda c: (-selected[c].n, -selected[c].mean, c))
         return [
             {
                 "candidate": standing.candidate,
@@ -84,8 +121,8 @@ class Decision(BaseModel):
                 "gain": _bracketed(gains[name].difference, gains[name].interval, "+") if name in gains else "",
                 "p": f"{gains[name].p_value:.2g}" if name in gains else "",
             }
-            for standing in [*(selected[name] for name in confirmed), *rest]
-            for name in [standing.candidate]
+            for name in [*confirmed, *rest]
+            for standing in [selected[name]]
         ]
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
 from relex_core.evaluate.results import EvalResult, finalist, outcomes, read_result, read_samples
-from relex_core.evaluate.statistics import paired_difference
-from relex_core.evaluate.tasks import Split
+from relex_core.evaluate.search import rounds
+from relex_core.evaluate.statistics import p_above, paired_difference
+from relex_core.evaluate.tasks import Split, splits_of
 from relex_core.manifest import load_manifest
 from relex_core.spec import EvaluationSpec, SplitSpec
 from relex_core.storage import Store, open_store
@@ -41,6 +45,11 @@ class Comparison(BaseModel):
     smallest_detectable: float
 
 
+Unknown = tuple[float, float]
+"""What answers of unknown status count as: of the first model, and of the second. NaN: they are left out."""
+LEFT_OUT: Unknown = (math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Everything that a decision rests on."""
@@ -50,9 +59,11 @@ class Evidence:
     last_observed: Candidate
     finalist: Candidate
     select: tuple[EvalResult, ...]
-    """Base, last observed, candidates by name."""
+    """For each task: base, last observed, candidates by name."""
     confirm: tuple[EvalResult, ...]
-    """Finalist, last observed, base."""
+    """For each task: finalist, last observed, base."""
+    guards: tuple[EvalResult, ...]
+    """For each task: finalist, last observed."""
     looks: int
     """Finalists, this one included, that were measured on these confirmation questions."""
     window_digest: str
@@ -62,7 +73,7 @@ class Evidence:
         """Read and check the evaluations.
 
         Raises:
-            WindowNotReady: one is missing.
+            WindowNotReady: one is missing, or the search is not finished.
             DataError: one belongs to another checkpoint, spec, task file or to other conditions than the rest.
         """
         store, manifest = open_store(run), load_manifest(run)
@@ -70,55 +81,118 @@ class Evidence:
         written = written_candidates(run)
         if not written:
             raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
-        select = _results(store, [base, last, *written], "select", spec.select)
-        name = finalist(select[2:], {candidate.name: candidate.step for candidate in written}).candidate
-        best = next(candidate for candidate in written if candidate.name == name)
-        confirm = _results(store, [best, last, base], "confirm", spec.confirm)
-        looks = _looks(store, confirm[0], {base.name, last.name})
-        return cls(store, base, last, best, tuple(select), tuple(confirm), looks, manifest.digest)
+        select = _results(store, [base, last, *written], "select", spec)
+        best = _finalist(select, written, spec, store)
+        confirm = _results(store, [best, last, base], "confirm", spec)
+        guards = _results(store, [best, last], "guard", spec)
+        looks = max(
+            _looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
+        )
+        return cls(store, base, last, best, tuple(select), tuple(confirm), tuple(guards), looks, manifest.digest)
 
-    def compare(self, first: Candidate, second: Candidate, confidence: float) -> Comparison:
-        """The paired difference first − second on the confirmation split."""
-        by_name = {result.candidate: result for result in self.confirm}
-        result = by_name[first.name]
-        rows, others = read_samples(self.store, result), read_samples(self.store, by_name[second.name])
-        difference = paired_difference(outcomes(rows), outcomes(others), confidence)
+    def compare(
+        self,
+        first: Candidate,
+        second: Candidate,
+        split: Split,
+        task: str,
+        confidence: float,
+        unknown: Unknown = LEFT_OUT,
+    ) -> Comparison:
+        """The paired difference first − second on one task."""
+        a, b = self._outcomes(first, split, task, unknown[0]), self._outcomes(second, split, task, unknown[1])
         return Comparison(
-            candidate=first.name, reference=second.name, task=result.task, split=result.split, **asdict(difference)
+            candidate=first.name,
+            reference=second.name,
+            task=task,
+            split=split,
+            **asdict(paired_difference(a, b, confidence)),
         )
 
+    def p_above(self, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT) -> float:
+        """As `statistics.p_above`, of finalist − last observed."""
+        a = self._outcomes(self.finalist, split, task, unknown[0])
+        return p_above(a, self._outcomes(self.last_observed, split, task, unknown[1]), threshold)
 
-def _results(store: Store, candidates: Sequence[Candidate], split: Split, spec: SplitSpec) -> list[EvalResult]:
+    def _outcomes(self, candidate: Candidate, split: Split, task: str, unknown: float) -> NDArray[np.float64]:
+        results = self.guards if split == "guard" else self.confirm
+        [result] = [r for r in results if (r.candidate, r.task) == (candidate.name, task)]
+        return outcomes(read_samples(self.store, result), unknown)
+
+
+def _results(store: Store, candidates: Sequence[Candidate], split: Split, spec: EvaluationSpec) -> list[EvalResult]:
+    return [
+        result
+        for sampling in splits_of(spec, split)
+        for result in _of_task(store, candidates, split, sampling, spec.grading_seconds)
+    ]
+
+
+def _of_task(
+    store: Store, candidates: Sequence[Candidate], split: Split, spec: SplitSpec, seconds: float
+) -> list[EvalResult]:
     found = {c.name: read_result(store, c.name, spec.task.name, split) for c in candidates}
     missing = [name for name, result in found.items() if result is None]
     if missing:
         raise WindowNotReady(
             f"not evaluated on {split} yet: {', '.join(missing)}",
             where=f"{store.uri}/{layout.EVALUATIONS}",
-            expected="base, last_observed and candidates on select; finalist, last_observed and base on confirm",
+            expected="base, last_observed and candidates on select; finalist, last_observed and base on confirm; "
+            "finalist and last_observed on guards",
             next_step=f"relex evaluate {store.uri}",
         )
     results = [result for result in found.values() if result is not None]
     for candidate, result in zip(candidates, results, strict=True):
-        _check(store, candidate, result, spec, results[0])
+        _check(store, candidate, result, spec, seconds, results[0])
     return results
 
 
-def _check(store: Store, candidate: Candidate, result: EvalResult, spec: SplitSpec, first: EvalResult) -> None:
+def _check(
+    store: Store, candidate: Candidate, result: EvalResult, spec: SplitSpec, seconds: float, first: EvalResult
+) -> None:
     wanted: dict[str, Any] = {
         **first.key,
         "candidate": candidate.digest,
-        "grader": spec.task.grader,
-        "sampling": spec.model_dump(mode="json", exclude={"task"}),
+        "grader": {**first.key["grader"], "name": spec.task.grader},
+        "sampling": spec.sampling(),
     }
-    different = sorted(name for name in wanted.keys() | result.key.keys() if wanted.get(name) != result.key.get(name))
+    if "seconds" in first.key["grader"]:
+        wanted["grader"]["seconds"] = seconds
+    names = (wanted.keys() | result.key.keys()) - {"batches"}  # the search asks some candidates fewer questions
+    different = sorted(name for name in names if wanted.get(name) != result.key.get(name))
     if different:
         raise DataError(
             f"{candidate.name} was evaluated on {result.split} under another {', '.join(different)}",
             where=f"{store.uri}/{layout.evaluation(candidate.name, result.task, result.split)}",
-            expected="the same task, sampling, backend, dtype and versions for all that is compared",
+            expected="the same task, grader, sampling, backend, dtype and versions for all that is compared",
             next_step=f"relex evaluate {store.uri} repeats what is out of date",
         )
+
+
+def _finalist(
+    select: Sequence[EvalResult], written: Sequence[Candidate], spec: EvaluationSpec, store: Store
+) -> Candidate:
+    """The best of those that were asked all selection questions."""
+    partial = {result.candidate for result in select if "batches" in result.key}
+    steps = {candidate.name: candidate.step for candidate in written}
+    whole = [result for result in select if result.candidate in steps.keys() - partial]
+    batches = min(-(-result.n // split.batch_size) for result, split in _largest(select, spec))
+    expected = rounds(len(written), batches, spec.search)[-1].candidates
+    if len({result.candidate for result in whole}) < expected:
+        raise WindowNotReady(
+            f"the search is not finished: {len(whole)} candidates have answered all selection questions",
+            where=store.uri,
+            expected=f"{expected}",
+            next_step=f"relex evaluate {store.uri}",
+        )
+    name = finalist(whole, steps).candidate
+    return next(candidate for candidate in written if candidate.name == name)
+
+
+def _largest(select: Sequence[EvalResult], spec: EvaluationSpec) -> Iterator[tuple[EvalResult, SplitSpec]]:
+    """For each selection task, a result on all of its questions (the base's)."""
+    for split in spec.select_splits:
+        yield next(result for result in select if result.task == split.task.name), split
 
 
 def _looks(store: Store, result: EvalResult, references: set[str]) -> int:
@@ -130,4 +204,5 @@ def _looks(store: Store, result: EvalResult, references: set[str]) -> int:
         if info.name.endswith(suffix)
     ]
     others = [read_result(store, name, result.task, result.split) for name in names if name not in references]
-    return sum(other is not None and other.key["task"] == result.key["task"] for other in others)
+    prompts = result.key["task"]["prompts"]
+    return sum(other is not None and other.key["task"]["prompts"] == prompts for other in others)

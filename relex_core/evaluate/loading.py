@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ def load_model(uri: str, dtype: torch.dtype) -> Any:
             next_step="write this checkpoint again",
         )
     return model.eval()
+
+
+def chat_renderer(uri: str, system: str | None) -> Callable[[str], str]:
+    """Puts a user's message into the chat template of the base's tokenizer.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    tokenizer, _ = load_tokenizer(uri)
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the base's tokenizer has no chat template",
+            where=uri,
+            expected="chat_template in tokenizer_config.json",
+            next_step="write the format into task.prompt.template, without chat",
+        )
+    before = [] if system is None else [{"role": "system", "content": system}]
+
+    def render(question: str) -> str:
+        messages = [*before, {"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    return render
 
 
 def _local(uri: str) -> Path:

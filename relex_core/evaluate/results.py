@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relex_core import layout
 from relex_core.errors import DataError, ObjectNotFound
+from relex_core.evaluate.grade import UNKNOWN
 from relex_core.evaluate.samples import Row, samples_key
 from relex_core.evaluate.statistics import accuracy
 from relex_core.evaluate.tasks import Split
@@ -47,6 +49,12 @@ class EvalResult(BaseModel):
     truncation_rate: float
     """Share of completions that were cut at max_tokens."""
     no_answer_rate: float
+    """Share in which the grader found no answer, such as no \\boxed{}; they count as not correct."""
+    timeout_rate: float
+    """Share of which nothing is known, because grading took too long (or the gold answer cannot be read); they are
+    left out of `mean`."""
+    loose_rate: float
+    """Share whose last number is the gold number: a diagnostic of answers in a wrong form, no accuracy."""
     mean_tokens: float
     samples_sha256: str
     """Of samples.jsonl: the summary belongs to these samples and no others."""
@@ -56,9 +64,20 @@ class EvalResult(BaseModel):
 
 
 def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[Row], samples: bytes) -> EvalResult:
-    """Count the graded rows of one evaluation; `samples` are the bytes of its samples.jsonl."""
+    """Count the graded rows of one evaluation; `samples` are the bytes of its samples.jsonl.
+
+    Raises:
+        DataError: nearly all gradings timed out.
+    """
     statuses = Counter(str(row["status"]) for row in rows)
-    estimate = accuracy(outcomes(rows), CONFIDENCE)
+    try:
+        estimate = accuracy(outcomes(rows), CONFIDENCE)
+    except ValueError as error:
+        raise DataError(
+            f"{candidate} cannot be summarised: {error}",
+            where=f"{key['task']['name']}, {split}: {dict(statuses)}",
+            next_step="raise evaluation.grading_seconds, or use another grader",
+        ) from None
     return EvalResult(
         candidate=candidate,
         task=key["task"]["name"],
@@ -72,6 +91,8 @@ def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[
         statuses=dict(sorted(statuses.items())),
         truncation_rate=sum(row["finish_reason"] == "length" for row in rows) / len(rows),
         no_answer_rate=statuses["no_answer"] / len(rows),
+        timeout_rate=sum(statuses[status] for status in UNKNOWN) / len(rows),
+        loose_rate=sum(bool(row.get("loose")) for row in rows) / len(rows),
         mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
         samples_sha256=hashlib.sha256(samples).hexdigest(),
         key=key,
@@ -79,11 +100,12 @@ def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[
     )
 
 
-def outcomes(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """Graded rows as a matrix "n k": 1.0 where correct."""
+def outcomes(rows: Sequence[Row], unknown: float = math.nan) -> NDArray[np.float64]:
+    """Graded rows as a matrix "n k": 1.0 where correct, 0.0 where not, `unknown` where grading gave no answer."""
     by_question: dict[str, list[float]] = {}
     for row in rows:
-        by_question.setdefault(row["id"], []).append(float(row["status"] == "correct"))
+        outcome = unknown if row["status"] in UNKNOWN else float(row["status"] == "correct")
+        by_question.setdefault(row["id"], []).append(outcome)
     return np.array(list(by_question.values()))
 
 
@@ -133,17 +155,32 @@ def finalist(results: Iterable[EvalResult], steps: Mapping[str, int | None]) -> 
     results of the confirmation split, which would carry the same curse into the verdict.
 
     Args:
-        results: of the candidates; not of the base or the last observed checkpoint.
+        results: of the candidates; not of the base or the last observed checkpoint. Of several tasks the mean counts.
         steps: target step by name. Of equal means the smallest step wins (none counts as smallest: an average
             extrapolates nothing), then the first name.
+
+    Returns:
+        A result of the finalist (of its first task).
 
     Raises:
         ValueError: there is no result, or one is not of the selection split.
     """
     results = list(results)
+    best = ranking(results, steps)[0]
+    return next(result for result in results if result.candidate == best)
+
+
+def ranking(results: Sequence[EvalResult], steps: Mapping[str, int | None]) -> list[str]:
+    """Names of candidates, best on the selection split first; order and errors as for `finalist`."""
     if any(result.split != "select" for result in results):
         raise ValueError("the confirmation split must not select")
-    return min(results, key=lambda result: (-result.mean, _or_smallest(steps[result.candidate]), result.candidate))
+    means: dict[str, list[float]] = {}
+    for result in results:
+        means.setdefault(result.candidate, []).append(result.mean)
+    if not means:
+        raise ValueError("there is no result to choose from")
+    score = {name: sum(values) / len(values) for name, values in means.items()}
+    return sorted(means, key=lambda name: (-score[name], _or_smallest(steps[name]), name))
 
 
 def _or_smallest(step: int | None) -> int:

@@ -3,22 +3,25 @@
     eval/<candidate>/<task>-<split>/batches/<key>-s0000-b00003.jsonl     while the evaluation runs
     eval/<candidate>/<task>-<split>/samples.jsonl                        all of them, graded
 
-A killed evaluation loses at most the batch it was decoding. A batch's name carries the key of its evaluation, so
-batches of another checkpoint, task or sampling are never taken over. Batches and seeds follow from the plan alone:
-which of them existed before makes no difference to the bytes of samples.jsonl.
+A killed evaluation loses at most the batch it was decoding. A batch's name, and every row of samples.jsonl, carries the
+key of its generation, so completions of another checkpoint, prompt or sampling are never taken over, and those of the
+same are never generated twice: another grader, or a corrected gold answer, grades them again. Batches and seeds follow
+from the plan alone: which of them existed before makes no difference to the bytes of samples.jsonl.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from relex_core import layout
+from relex_core.errors import ObjectNotFound
 from relex_core.evaluate.generate import Completion, batch_seed
-from relex_core.evaluate.grade import GRADERS
+from relex_core.evaluate.grade import Grader
+from relex_core.evaluate.grading.text import loose_match
 from relex_core.evaluate.tasks import Question, Task
 from relex_core.spec import SplitSpec
 from relex_core.storage import Store, read_bytes, write_bytes
@@ -37,18 +40,23 @@ class Batch:
     questions: tuple[Question, ...]
 
 
-def plan(task: Task, split: SplitSpec) -> list[Batch]:
-    """All batches of one evaluation: questions in the order of the file, once for each of the k samples."""
+def plan(task: Task, split: SplitSpec, part: Collection[int] | None = None) -> list[Batch]:
+    """All batches of one evaluation: questions in the order of the file, once for each of the k samples.
+
+    Args:
+        part: indices of batches; only these, which are the same batches as in the whole plan.
+    """
     size, questions = split.batch_size, task.questions
     return [
         Batch(index, sample, batch_seed(split.seed, index, sample), questions[start : start + size])
         for sample in range(split.samples)
         for start, index in zip(range(0, len(questions), size), count(), strict=False)
+        if part is None or index in part
     ]
 
 
 class BatchStore:
-    """The finished batches of one evaluation.
+    """The finished batches of one evaluation: those of a killed run, and those that samples.jsonl was made of.
 
     Args:
         store: the run directory.
@@ -58,18 +66,23 @@ class BatchStore:
 
     def __init__(self, store: Store, folder: str, key: str) -> None:
         self._store, self._folder = store, f"{folder}/batches"
-        self._key = key.rpartition(":")[2][:16]
+        self.key = key.rpartition(":")[2][:16]
+        rows = [row for row in _stored_rows(store, folder) if row.get("generation") == self.key]
+        fields = ("text", "tokens", "finish_reason")
+        self._sampled = {(row["id"], row["sample"]): Completion(*(row[field] for field in fields)) for row in rows}
 
     def missing(self, batches: Sequence[Batch]) -> list[Batch]:
         """Those that are still to be generated."""
         finished = {info.name for info in self._store.list(self._folder)}
-        return [batch for batch in batches if self._name(batch) not in finished]
+        return [batch for batch in batches if self._name(batch) not in finished and not self._from_samples(batch)]
 
     def write(self, batch: Batch, completions: Sequence[Completion]) -> None:
         lines = [json.dumps(vars(completion)) for completion in completions]
         write_bytes(self._store, self._name(batch), "\n".join(lines).encode())
 
     def read(self, batch: Batch) -> list[Completion]:
+        if sampled := self._from_samples(batch):
+            return sampled
         lines = read_bytes(self._store, self._name(batch)).decode().split("\n")
         return [Completion(**json.loads(line)) for line in lines]
 
@@ -78,13 +91,19 @@ class BatchStore:
         for info in list(self._store.list(self._folder)):
             self._store.delete(info.name)
 
+    def _from_samples(self, batch: Batch) -> list[Completion]:
+        """The completions of a batch that samples.jsonl holds; none unless it holds all of them."""
+        keys = [(question.id, batch.sample) for question in batch.questions]
+        return [self._sampled[key] for key in keys] if all(key in self._sampled for key in keys) else []
+
     def _name(self, batch: Batch) -> str:
-        return f"{self._folder}/{self._key}-s{batch.sample:04d}-b{batch.index:05d}.jsonl"
+        return f"{self._folder}/{self.key}-s{batch.sample:04d}-b{batch.index:05d}.jsonl"
 
 
-def graded_rows(batches: Sequence[Batch], finished: BatchStore, grader: str) -> list[Row]:
+def graded_rows(
+    batches: Sequence[Batch], finished: BatchStore, grader: Grader, advance: Callable[[], None] = lambda: None
+) -> list[Row]:
     """The rows of samples.jsonl: question by question in the order of the file, the k samples of each in order."""
-    grade = GRADERS[grader]
     rows: dict[str, list[Row]] = {}
     for batch in batches:
         for question, completion in zip(batch.questions, finished.read(batch), strict=True):
@@ -95,9 +114,12 @@ def graded_rows(batches: Sequence[Batch], finished: BatchStore, grader: str) -> 
                 "sample": batch.sample,
                 "seed": batch.seed,
                 **vars(completion),
-                "status": grade(completion.text, question.answer),
+                "status": grader.grade(completion.text, question.answer),
+                "loose": loose_match(completion.text, question.answer),
+                "generation": finished.key,
             }
             rows.setdefault(question.id, []).append(row)
+            advance()
     return [row for of_question in rows.values() for row in of_question]
 
 
@@ -107,3 +129,11 @@ def samples_key(folder: str) -> str:
 
 def to_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _stored_rows(store: Store, folder: str) -> list[Row]:
+    try:
+        data = read_bytes(store, samples_key(folder))
+    except ObjectNotFound:
+        return []
+    return [json.loads(line) for line in data.decode().split("\n") if line]

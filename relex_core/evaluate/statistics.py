@@ -1,6 +1,7 @@
 """Error bars for accuracies and for differences of accuracies on the same questions. Pure functions of outcomes.
 
-Outcomes are matrices "n k": n questions, k completions of each, 1.0 where correct and 0.0 where not. The k completions
+Outcomes are matrices "n k": n questions, k completions of each, 1.0 where correct, 0.0 where not, NaN where nothing is
+known (a grader's time-out); a question without any known outcome is left out. The k completions
 of one question are not independent, so the question is the unit (cluster): every variance is one between question
 means (Miller 2024, arXiv 2411.00640). Quantiles and exact tests are scipy's.
 """
@@ -66,9 +67,9 @@ def accuracy(outcomes: ArrayLike, confidence: float = 0.95) -> Accuracy:
         ValueError: fewer than two questions.
     """
     values = _outcomes(outcomes)
-    n, k = values.shape
-    means = values.mean(axis=1)
-    mean, error = float(values.mean()), float(means.std(ddof=1)) / math.sqrt(n)
+    means = _question_means(values)
+    n, k = len(means), values.shape[1]
+    mean, error = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(n)
     if k == 1:
         return Accuracy(n, k, mean, error, _wilson(mean, n, confidence))
     low, high = _t_interval(mean, error, n, confidence)
@@ -86,13 +87,14 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
     questions may still differ on the eleventh), it is widened to hold two more: see `_sparse_intervals`.
 
     Raises:
-        ValueError: the shapes differ, or there are fewer than two questions.
+        ValueError: the shapes differ, or there are fewer than two questions with known outcomes.
     """
     a, b = _outcomes(first), _outcomes(second)
     if a.shape != b.shape:
         raise ValueError(f"outcomes of shapes {a.shape} and {b.shape} cannot be paired")
-    n, k = a.shape
-    d = a.mean(axis=1) - b.mean(axis=1)
+    known = np.isfinite(a).any(axis=1) & np.isfinite(b).any(axis=1)
+    d = _question_means(a[known]) - _question_means(b[known])
+    n, k = len(d), a.shape[1]
     better, worse = int((d > 0).sum()), int((d < 0).sum())
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
     sparse = better + worse < FEW_DISCORDANT or np.ptp(d) < 1e-12  # 2/3 − 1/3 is not quite 1/3 − 0
@@ -119,6 +121,21 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
     )
 
 
+def p_above(first: ArrayLike, second: ArrayLike, threshold: float) -> float:
+    """Smallest α at which the (1 − α) interval of first − second lies wholly above `threshold`: the inverted interval.
+
+    Twice the one-sided p-value of "the difference is at most `threshold`"; 1.0 if not even a 2 % interval does.
+    """
+    low, high = math.log(1e-12), math.log(0.98)  # of α
+    if paired_difference(first, second, 1 - math.exp(high)).interval[0] <= threshold:
+        return 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        above = paired_difference(first, second, 1 - math.exp(middle)).interval[0] > threshold
+        low, high = (low, middle) if above else (middle, high)
+    return math.exp(high)
+
+
 def smallest_detectable(half_width: float, n: int, confidence: float = 0.95, power: float = 0.8) -> float:
     """The true difference whose interval of that half width would exclude 0 with the given power.
 
@@ -133,6 +150,16 @@ def _outcomes(outcomes: ArrayLike) -> Outcomes:
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1:
         raise ValueError(f"outcomes have shape {values.shape}; expected (n, k) with n >= 2 questions")
     return values
+
+
+def _question_means(values: Outcomes) -> Outcomes:
+    """Mean known outcome of each question "n" that has one."""
+    known = np.isfinite(values)
+    counts = known.sum(axis=1)
+    means: Outcomes = np.where(known, values, 0.0).sum(axis=1)[counts > 0] / counts[counts > 0]
+    if len(means) < 2:
+        raise ValueError("outcomes are known of fewer than two questions")
+    return means
 
 
 def _t_interval(mean: float, error: float, n: int, confidence: float) -> Interval:

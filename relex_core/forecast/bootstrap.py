@@ -34,6 +34,9 @@ def share_interval(moves: Increments, drift: Drift, seed: int) -> np.ndarray:
     far, band = weights(moves, drift.length)
     products = np.outer(moves.gaps, moves.gaps)
     eta = _multipliers(moves, drift.length, seed)
+    # For σ², a sum of lengths, the weights must be positive: log-normal ones of variance 1, with mean 1 in every draw.
+    sizes = np.exp(np.sqrt(np.log(2.0)) * eta)
+    sizes /= sizes.mean(axis=1, keepdims=True)
     interval = np.full((len(moves.inner), 2), np.nan)
     for row, inner in enumerate(moves.inner):
         if not np.isfinite(drift.share[row]):
@@ -43,7 +46,7 @@ def share_interval(moves: Increments, drift: Drift, seed: int) -> np.ndarray:
             continue
         squares = drift.raw_square[row] + _deviations(inner - drift.raw_square[row] * products, far, moves.gaps, eta)
         squares = np.maximum(squares, 0.0)
-        walks = (1.0 + eta) @ (inner * band).sum(axis=1) - squares * float((band * products).sum())
+        walks = sizes @ (inner * band).sum(axis=1) - squares * float((band * products).sum())
         shares = drift_share(squares, np.maximum(walks, 0.0), moves.last_step)
         interval[row] = np.nanquantile(shares, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return interval

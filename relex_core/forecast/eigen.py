@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 BLOCK = 4
-ITERATIONS = 12
+PRODUCTS, ROUNDS = 4, 3
+"""Products with G between two looks at the residual, and how many looks before LAPACK takes over."""
 TOLERANCE = 1e-10
 """Of the residual ‖G u − λ u‖, in units of λ."""
 
@@ -39,19 +40,26 @@ def _lapack(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _subspace(grams: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    length = grams.shape[1]
     scaled = grams / np.where(size > 0, size, 1.0)[:, None, None]
-    block = np.broadcast_to(_start(length), (len(grams), length, BLOCK))
-    for _ in range(ITERATIONS):
-        block = np.linalg.qr(scaled @ block + np.finfo(np.float64).tiny * block)[0]
-    image = scaled @ block
+    block = np.broadcast_to(_start(grams.shape[1]), (*grams.shape[:2], BLOCK))
+    for _ in range(ROUNDS):
+        for _ in range(PRODUCTS):
+            block = np.linalg.qr(scaled @ block)[0]
+        values, vectors, residual = _ritz(scaled, block)
+        poor = (residual > TOLERANCE * values) & (size > 0)
+        if not poor.any():
+            return values * size, vectors
+    values[poor], vectors[poor] = _lapack(scaled[poor])
+    return values * size, vectors
+
+
+def _ritz(grams: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest eigenvalue and its vector within the block, and the residual ‖G u − λ u‖."""
+    image = grams @ block
     small, rotation = np.linalg.eigh(block.transpose(0, 2, 1) @ image)
     values, vectors = small[:, -1], (block @ rotation)[:, :, -1]
     residual = np.linalg.norm((image @ rotation)[:, :, -1] - values[:, None] * vectors, axis=1)
-    poor = (residual > TOLERANCE * values) & (size > 0)
-    if poor.any():
-        values[poor], vectors[poor] = _lapack(scaled[poor])
-    return values * size, vectors
+    return values, vectors, residual
 
 
 def _start(length: int) -> np.ndarray:

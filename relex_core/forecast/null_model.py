@@ -50,7 +50,8 @@ def estimate(moves: Increments, length: int) -> Drift:
     raw = np.einsum("gij,ij->g", moves.inner, far) / float((far * products).sum())
     square = np.maximum(raw, 0.0)
     walk = np.einsum("gij,ij->g", moves.inner, band) - square * float((band * products).sum())
-    return Drift(square, raw, np.maximum(walk, 0.0), drift_share(square, np.maximum(walk, 0.0), moves.last_step), length)
+    walk = np.maximum(walk, 0.0)
+    return Drift(square, raw, walk, drift_share(square, walk, moves.last_step), length)
 
 
 def weights(moves: Increments, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.forecast.eigen import first_eigenvectors
 from relex_core.forecast.null_model import Drift
 from relex_core.forecast.window import Increments
 
@@ -34,6 +35,8 @@ class WalkComparison:
     walk_r_squared_95: float
     p_value: float
     """Of the explained variance: share of simulated walks that show at least as much."""
+    line_p_value: float
+    """The same of R²."""
     dimensions: float
     """Effective number of dimensions, (tr Σ)² / tr Σ² of the increments' covariance Σ."""
 
@@ -44,27 +47,29 @@ def compare(inner: np.ndarray, moves: Increments, drift: Drift, row: int, seed: 
     root = _root(_walk_covariance(inner, moves, float(drift.square[row]), drift.length))
     dimensions = effective_dimensions(inner, moves, drift.length)
     random = np.random.default_rng(seed)
-    drawn = np.array([shape(_positions(root @ _wishart(len(steps), dimensions, random) @ root.T), steps) for _ in range(DRAWS)])
-    own, expected = shape(_positions(inner), steps), shape(_positions(root @ root.T), steps)
+    walks = root @ _wisharts(len(steps), dimensions, random) @ root.T
+    shares, fits = shape(_positions(np.concatenate([inner[None], (root @ root.T)[None], walks])), steps)
     return WalkComparison(
-        explained_variance=own[0],
-        r_squared=own[1],
-        walk_explained_variance=expected[0],
-        walk_r_squared=expected[1],
-        walk_explained_variance_95=float(np.quantile(drawn[:, 0], 0.95)),
-        walk_r_squared_95=float(np.quantile(drawn[:, 1], 0.95)),
-        p_value=(1 + int((drawn[:, 0] >= own[0]).sum())) / (1 + DRAWS),
+        explained_variance=float(shares[0]),
+        r_squared=float(fits[0]),
+        walk_explained_variance=float(shares[1]),
+        walk_r_squared=float(fits[1]),
+        walk_explained_variance_95=float(np.quantile(shares[2:], 0.95)),
+        walk_r_squared_95=float(np.quantile(fits[2:], 0.95)),
+        p_value=(1 + int((shares[2:] >= shares[0]).sum())) / (1 + DRAWS),
+        line_p_value=(1 + int((fits[2:] >= fits[0]).sum())) / (1 + DRAWS),
         dimensions=dimensions,
     )
 
 
-def shape(gram: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """Explained variance and R² of the line of the first component of one Gram matrix "T T"."""
-    values, vectors = np.linalg.eigh(gram)
-    coefficient = vectors[:, -1]
-    total = float(np.square(coefficient - coefficient.mean()).sum())
-    correlation = float((steps - steps.mean()) @ coefficient) ** 2 / float(np.square(steps - steps.mean()).sum())
-    return float(values[-1] / np.trace(gram)), correlation / total if total > 0 else 0.0
+def shape(grams: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Explained variance and R² of the line of the first component; grams: "N T T", returns "N" and "N"."""
+    values, vectors = first_eigenvectors(grams)
+    trace = np.einsum("nii->n", grams)
+    centred = vectors - vectors.mean(axis=1, keepdims=True)
+    total = np.square(centred).sum(axis=1)
+    line = np.square(centred @ (steps - steps.mean())) / float(np.square(steps - steps.mean()).sum())
+    return values / np.where(trace > 0, trace, 1.0), np.divide(line, total, out=np.zeros_like(total), where=total > 0)
 
 
 def effective_dimensions(inner: np.ndarray, moves: Increments, length: int) -> float:
@@ -96,15 +101,16 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def _positions(inner: np.ndarray) -> np.ndarray:
-    """Back from increments to the Gram matrix of the deltas."""
-    return np.asarray(inner.cumsum(axis=0).cumsum(axis=1))
+    """Back from increments to the Gram matrices of the deltas, "... T T"."""
+    return np.asarray(inner.cumsum(axis=-1).cumsum(axis=-2))
 
 
-def _wishart(length: int, dimensions: float, random: np.random.Generator) -> np.ndarray:
-    """Z Zᵀ / n for Z "T n" of standard normals, by Bartlett's decomposition where n ≥ T."""
+def _wisharts(length: int, dimensions: float, random: np.random.Generator) -> np.ndarray:
+    """Z Zᵀ / n for Z "T n" of standard normals, "draws T T"; by Bartlett's decomposition where n ≥ T."""
     if dimensions < length:
-        z = random.standard_normal((length, max(round(dimensions), 1)))
-        return np.asarray(z @ z.T / z.shape[1])
-    factor = np.tril(random.standard_normal((length, length)), -1)
-    factor[np.diag_indices(length)] = np.sqrt(random.chisquare(dimensions - np.arange(length)))
-    return np.asarray(factor @ factor.T / dimensions)
+        z = random.standard_normal((DRAWS, length, max(round(dimensions), 1)))
+        return np.asarray(z @ z.transpose(0, 2, 1) / z.shape[2])
+    factor = np.tril(random.standard_normal((DRAWS, length, length)), -1)
+    diagonal = np.sqrt(random.chisquare(dimensions - np.arange(length), (DRAWS, length)))
+    factor[:, np.arange(length), np.arange(length)] = diagonal
+    return np.asarray(factor @ factor.transpose(0, 2, 1) / dimensions)

@@ -1,6 +1,6 @@
 """What the forecast is a function of: Gram matrices, true steps and names. Increments by differencing.
 
-    Δ_i = W_{t_i} − W_0,  G_ij = ⟨Δ_i, Δ_j⟩        δ_i = Δ_i − Δ_{i−1} with Δ_0 = 0 at step 0,  I_ij = ⟨δ_i, δ_j⟩
+Δ_i = W_{t_i} − W_0,  G_ij = ⟨Δ_i, Δ_j⟩        δ_i = Δ_i − Δ_{i−1} with Δ_0 = 0 at step 0,  I_ij = ⟨δ_i, δ_j⟩
 """
 
 from __future__ import annotations

@@ -43,10 +43,14 @@ class Store(Protocol):
         """What a listing would show of one object."""
 
     def read_into(self, key: str, generation: int, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (writable bytes) with the object's bytes from `offset`.
+        """Fill `buffer` (writable, contiguous) with the object's bytes from `offset`.
+
+        A store that is far away fills a long buffer in parallel, and proves an object by its checksum once the ranges
+        read from this store tile it.
 
         Raises:
             CheckpointChanged: the object is no longer of that generation.
+            DataError: an object whose ranges were all read has not the bytes that the store keeps of it.
             StorageError: it ends before the buffer is full.
         """
 

@@ -16,7 +16,7 @@ from google.api_core.exceptions import (
     Unauthorized,
     from_http_status,
 )
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from requests import RequestException, Response
 
@@ -79,7 +79,7 @@ def translated(error: Exception, permission: str, where: str) -> RelexError:
         return _forbidden(error, permission, where)
     if isinstance(error, DefaultCredentialsError):
         return StorageError("no Google Cloud credentials were found", where=where, next_step=LOGIN)
-    if isinstance(error, (Unauthorized, GoogleAuthError)):
+    if isinstance(error, (Unauthorized, RefreshError)):
         return StorageError(f"the credentials were refused: {_told(error)}", where=where, next_step=LOGIN)
     return StorageError(
         f"Google Cloud Storage failed: {tried}{_told(error)}",

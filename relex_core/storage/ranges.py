@@ -8,8 +8,8 @@ byte of it is taken, a broken one is resumed where it stopped, and the crc32c of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from ctypes import c_char
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
@@ -27,7 +27,7 @@ PIECE_BYTES = 8 << 20
 """Longest range of one request: at 32 MiB the throughput is lower, and a retry costs more."""
 
 CHUNK_BYTES = 512 << 10
-"""Bytes taken off a connection at once: each thread's only memory beyond the buffer, and what a broken one loses."""
+"""Bytes taken off a connection at once: what a broken one may lose, and small enough to be summed up in the cache."""
 
 
 class _ShortBody(ConnectionError):
@@ -44,7 +44,7 @@ class _Progress:
 class RangeReader:
     """Reads ranges of one bucket's objects; safe to use from several threads.
 
-    Memory: CHUNK_BYTES a thread beside the caller's buffers.
+    No byte is copied on its way into the caller's buffer.
     """
 
     session: Session
@@ -93,20 +93,23 @@ class RangeReader:
         parameters = {"alt": "media", "generation": str(generation)}
         with self.session.get(url, params=parameters, headers=headers, stream=True, timeout=self.timeouts) as response:
             info = _checked(response, ObjectInfo(f"gs://{self.bucket}/{name}", last + 1, generation), first)
-            for chunk in _chunks(response, len(view) - progress.done):
-                view[progress.done : progress.done + len(chunk)] = chunk
-                progress.done += len(chunk)
-                progress.crc = google_crc32c.extend(progress.crc, chunk)
-        if progress.done < len(view):
-            raise _ShortBody(f"the response ended at byte {offset + progress.done} of {last + 1}")
+            _receive(response, view, progress)
         return ObjectInfo(name, info.size, info.generation, info.crc32c)
 
 
-def _chunks(response: Response, length: int) -> Iterator[bytes]:
-    """At most `length` bytes of the body; fewer if it ends before. (crc32c takes bytes only, hence no readinto.)"""
-    while length and (chunk := response.raw.read(min(CHUNK_BYTES, length), decode_content=False)):
-        yield chunk
-        length -= len(chunk)
+def _receive(response: Response, view: memoryview, progress: _Progress) -> None:
+    """Take the body into what is missing of `view`."""
+    body = response.raw._fp  # http.client's response: urllib3's readinto takes every byte through another buffer
+    while progress.done < len(view):
+        chunk = view[progress.done : progress.done + CHUNK_BYTES]
+        count = body.readinto(chunk)
+        if count == 0:
+            raise _ShortBody(f"the response ended {len(view) - progress.done} bytes too early")
+        received = (c_char * count).from_buffer(chunk)  # google_crc32c takes bytes or this, but no memoryview
+        progress.crc = google_crc32c.extend(progress.crc, received)
+        progress.done += count
+    if body.isclosed():  # nothing more comes: the connection is good for another request
+        response.raw.release_conn()
 
 
 def _checked(response: Response, wanted: ObjectInfo, first: int) -> ObjectInfo:

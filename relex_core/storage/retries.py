@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ TRANSIENT_ERRORS = (
     ConnectionError,
     TimeoutError,
     TransportError,
+    ssl.SSLError,
     http.client.HTTPException,
     requests.ConnectionError,
     requests.Timeout,

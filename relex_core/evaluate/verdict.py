@@ -1,0 +1,108 @@
+"""The verdict: from paired comparisons to yes or no, with every condition that it rests on.
+
+*superior*: on one confirmation task at least the whole interval lies above `min_gain`. Of m tasks the surest is asked
+with confidence 1 − α/m, the next with 1 − α/(m − 1), ..., until one fails (Holm 1979), so that one lucky task in many
+promotes nothing. And on no confirmation task does the interval lie wholly below 0.
+
+*non_inferior*: on every confirmation task the interval lies above −`margin`. All must hold, so no correction is due
+(intersection-union test, Berger 1982).
+
+Guards: on every one the interval lies above −margin (`shown`), or not wholly below it (`not_refuted`).
+
+α = (1 − confidence) / looks: Bonferroni over the finalists that have met these confirmation questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relex_core.evaluate.decision import Test
+from relex_core.evaluate.evidence import LEFT_OUT, Evidence, Unknown
+from relex_core.evaluate.tasks import Split
+from relex_core.spec import DecisionSpec, EvaluationSpec
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the finalist is promoted, and why."""
+
+    promoted: bool
+    alpha: float
+    """1 − confidence of an interval that is not corrected for several tasks."""
+    confirm: tuple[Test, ...]
+    guards: tuple[Test, ...]
+
+    def reason(self) -> str:
+        lines = [_sentence(test) for test in (*self.confirm, *self.guards)]
+        if len(self.confirm) > 1 and not self.promoted and any(test.held for test in self.confirm):
+            lines.append("a gain on one task does not outweigh a loss on another or a guard")
+        return "; ".join(lines)
+
+
+def judge(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, unknown: Unknown = LEFT_OUT) -> Verdict:
+    """Apply the rule.
+
+    Args:
+        unknown: what answers of unknown status count as, of the finalist and of the last observed checkpoint.
+    """
+    alpha = (1 - rule.confidence) / evidence.looks
+    tasks = [split.task.name for split in spec.confirm_splits]
+    if rule.rule == "superior":
+        confirm = _holm(evidence, tasks, rule.min_gain, alpha, unknown)
+        floor = min(rule.min_gain, 0.0)
+        good = any(test.held for test in confirm) and all(test.comparison.interval[1] >= floor for test in confirm)
+    else:
+        confirm = tuple(_test(evidence, "confirm", task, -rule.margin, alpha, unknown) for task in tasks)
+        good = all(test.held for test in confirm)
+    guards = tuple(
+        _test(evidence, "guard", guard.task.name, -guard.margin, alpha, unknown, shown=guard.require == "shown")
+        for guard in spec.guards
+    )
+    return Verdict(good and all(test.held for test in guards), alpha, confirm, guards)
+
+
+def _holm(evidence: Evidence, tasks: list[str], threshold: float, alpha: float, unknown: Unknown) -> tuple[Test, ...]:
+    """Step down from the surest task; the tests come in the order of the spec."""
+    order = sorted(tasks, key=lambda task: evidence.p_above("confirm", task, threshold, unknown))
+    tests: dict[str, Test] = {}
+    failed = False
+    for left, task in zip(range(len(tasks), 0, -1), order, strict=True):
+        test = _test(evidence, "confirm", task, threshold, alpha / left, unknown)
+        failed = failed or not test.held
+        tests[task] = test.model_copy(update={"held": not failed})
+    return tuple(tests[task] for task in tasks)
+
+
+def _test(
+    evidence: Evidence,
+    split: Split,
+    task: str,
+    threshold: float,
+    alpha: float,
+    unknown: Unknown,
+    *,
+    shown: bool = True,
+) -> Test:
+    comparison = evidence.compare(evidence.finalist, evidence.last_observed, split, task, 1 - alpha, unknown)
+    low, high = comparison.interval
+    return Test(
+        task=task,
+        split=split,
+        threshold=threshold,
+        comparison=comparison,
+        p_above=evidence.p_above(split, task, threshold, unknown),
+        held=low > threshold if shown else high >= threshold,
+    )
+
+
+def _sentence(test: Test) -> str:
+    gain = test.comparison
+    low, high = gain.interval
+    holds = "lies above" if low > test.threshold else "does not lie wholly above"
+    where = "confirmation" if test.split == "confirm" else "guard"
+    return (
+        f"{gain.candidate} against {gain.reference} on {gain.n} {where} questions of {test.task}: "
+        f"{gain.difference:+.3f}, "
+        f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {holds} {test.threshold:+.3f}; "
+        f"p = {gain.p_value:.2g}; smallest detectable difference {gain.smallest_detectable:.3f}"
+    )
