@@ -210,6 +210,19 @@ def merge(run: str, as_json: bool) -> None:
 
 @main.command()
 @run_argument
+@json_option
+@stage
+def forecast(run: str, as_json: bool) -> None:
+    """What extrapolation can be expected to do, from the fit alone: held-out skill, drift, advice."""
+    from relex_core.forecast import forecast as forecast_fit
+    from relex_core.tables import forecast_text
+
+    found = forecast_fit(run)
+    _print(found.model_dump(mode="json"), lambda: forecast_text(found), as_json)
+
+
+@main.command()
+@run_argument
 @click.option("--target-step", "target_steps", type=click.IntRange(min=0), multiple=True, help="Optimizer step.")
 @click.option("--scale", "scales", type=float, multiple=True, help="Factor on the displacement; 1 is the paper.")
 @json_option

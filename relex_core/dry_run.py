@@ -8,14 +8,12 @@ import os
 from pydantic import BaseModel, ConfigDict
 
 from relex_core.candidate import output_dtypes
-from relex_core.checkpoints.checkpoint import open_checkpoint
+from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import find_window
-from relex_core.manifest import WindowManifest
 from relex_core.plan import plan_fit, window_bytes
 from relex_core.recipes import candidate_recipes
 from relex_core.spec import RunSpec
-from relex_core.storage import open_store
 
 
 class RunPlan(BaseModel):
@@ -68,10 +66,3 @@ def plan_run(spec: RunSpec) -> RunPlan:
         memory=plan.peak_bytes,
         candidates=tuple(recipe.name for recipe in recipes),
     )
-
-
-def base_dtypes_of(manifest: WindowManifest) -> dict[str, str]:
-    """Dtype of each tensor of the base, from its headers."""
-    store = open_store(manifest.base.uri)
-    base = open_checkpoint(store, [record.info() for record in manifest.base.files])
-    return {name: stored.entry.dtype for name, stored in base.tensors.items()}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 SPEC = "spec.json"
 WINDOW = "window.json"
+FORECAST = "forecast.json"
 GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"

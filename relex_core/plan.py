@@ -239,8 +239,10 @@ def shard_groups(groups: Sequence[Group], shard: int, shards: int) -> list[Group
     """The groups of shard `shard` (from 1) of `shards`: consecutive groups, of about equal weights."""
     weights = [sum(tensor.numel for tensor in group.tensors) for group in groups]
     total = max(sum(weights), 1)
-    middles = [sum(weights[:i]) + weight / 2 for i, weight in enumerate(weights)]
-    return [g for g, middle in zip(groups, middles, strict=True) if int(middle / total * shards) == shard - 1]
+    # Twice the middle of each group, in whole numbers; a last group without weights ends the last shard.
+    middles = [2 * sum(weights[:i]) + weight for i, weight in enumerate(weights)]
+    places = [min(middle * shards // (2 * total), shards - 1) for middle in middles]
+    return [group for group, place in zip(groups, places, strict=True) if place == shard - 1]
 
 
 def direction_item_bytes(spec: FitSpec) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from relex_core.collect import collect
 from relex_core.fit import FitArtifact, fit
+from relex_core.forecast import Forecast, forecast
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 
@@ -22,19 +23,21 @@ class RunResult:
     run: str
     window: WindowManifest
     fit: FitArtifact
+    forecast: Forecast
     candidates: tuple[Candidate, ...]
     decision: Decision | None
     """None where the spec has no evaluation."""
 
 
 def run(spec: RunSpec) -> RunResult:
-    """Collect, fit, extrapolate and, where the spec says how, evaluate and decide.
+    """Collect, fit, forecast, extrapolate and, where the spec says how, evaluate and decide.
 
     Raises:
         RelexError: as the stages do.
     """
     manifest = collect(spec)
     artifact = fit(spec.run_root)
+    expected = forecast(spec.run_root)
 
     from relex_core.extrapolate import extrapolate
 
@@ -48,4 +51,4 @@ def run(spec: RunSpec) -> RunResult:
         decision = decide(spec.run_root)
         if spec.candidates.keep == "winner":
             delete_losers(spec.run_root, decision)
-    return RunResult(spec.run_root, manifest, artifact, candidates, decision)
+    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from relex_core.dry_run import RunPlan
 from relex_core.fit.artifact import FitArtifact
+from relex_core.forecast import Forecast
 from relex_core.inspect import TrajectoryReport
 from relex_core.manifest import WindowManifest
 
@@ -104,9 +105,25 @@ def fit_text(artifact: FitArtifact) -> str:
         ("read", f"{size_text(artifact.bytes_read)} in {artifact.seconds:.1f} s"),
         ("peak memory", size_text(artifact.peak_rss_bytes)),
     ]
-    # A random walk of any origin shows these figures too: they are no evidence by themselves.
-    note = "A pure random walk shows an explained variance of 0.811 and an R² of 0.958: only evaluation tells."
-    return table_text(("fit", ""), rows) + "\n" + note
+    return table_text(("fit", ""), rows)
+
+
+def forecast_text(forecast: Forecast) -> str:
+    advice, null = forecast.advice, forecast.model.null
+    limit = "none" if advice.horizon_limit is None else f"{advice.horizon_limit} steps after the window"
+    rows = [
+        ("is extrapolation worthwhile?", advice.worthwhile),
+        ("best predictor in the window", advice.predictor),
+        ("horizon with measured skill", limit),
+        ("drift share φ", _share(null.drift_share)),
+        (
+            "explained variance, and a walk's",
+            f"{_share(null.explained_variance)}, {_share(null.walk_explained_variance)}",
+        ),
+        ("R², and a walk's", f"{_share(null.r_squared)}, {_share(null.walk_r_squared)}"),
+    ]
+    reasons = "\n".join(f"- {reason}" for reason in advice.reasons)
+    return f"{table_text(('forecast', ''), rows)}\n\n{reasons}\n{advice.caveat}"
 
 
 def _share(value: float | None) -> str:

@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -543,6 +545,22 @@ def test_equal_checksums_betray_equal_steps(tmp_path: Path) -> None:
     refuse_identical_files(with_sums(None, "bb==", None, "dd=="))
     with pytest.raises(WindowError, match="steps 2 and 4 hold identical weights"):
         refuse_identical_files(with_sums("aa==", "bb==", "cc==", "bb=="))
+
+
+def test_a_store_with_checksums_betrays_a_copied_checkpoint_before_any_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trajectory(tmp_path)
+    shutil.copy(weights(tmp_path, 2) / "model.safetensors", weights(tmp_path, 4) / "model.safetensors")
+    find_window(make_spec(tmp_path, t_cut=4))  # without checksums the fit finds out
+    real = LocalStore.list
+
+    def list_with_checksums(store: LocalStore, prefix: str = "") -> Any:
+        for info in real(store, prefix):
+            yield replace(info, crc32c=str(zlib.crc32(Path(store.uri, info.name).read_bytes())))
+
+    monkeypatch.setattr(LocalStore, "list", list_with_checksums)
+    assert "steps 2 and 4 hold identical weights" in window_error(make_spec(tmp_path, t_cut=4))
 
 
 # --- no weight is read ------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from relex_core.evaluate.candidates import references, written_candidates
 from relex_core.evaluate.results import outcomes, summarise
 from relex_core.evaluate.samples import to_jsonl
 from relex_core.evaluate.statistics import paired_difference
-from relex_core.evaluate.tasks import Question, Task
+from relex_core.evaluate.tasks import Question, Task, splits_of
 from relex_core.manifest import BaseRecord, CheckpointRecord, WindowManifest
 from relex_core.spec import resolve_spec
 
 FAR, NEAR = "relex-step00500-scale1.00", "relex-step00100-scale1.00"
 CONDITIONS = {"backend": "transformers", "device": "cpu", "dtype": "float32", "versions": {"torch": "2"}}
 LAST_STEP = 75
+STATUS = {0: "wrong", 1: "correct", None: "timeout"}
 
 
 class Run:
@@ -66,19 +67,21 @@ class Run:
         self.write(f"candidates/{name}/model-00001-of-00001.safetensors", "weights")
         self.write(f"candidates/{name}/model.safetensors.index.json", "{}")
 
-    def evaluation(self, name, split, correct, sha256=None, **conditions):
-        """`correct`: one 0 or 1 a question."""
+    def evaluation(self, name, split, correct, sha256=None, task="addition", **conditions):
+        """`correct`: one 0 or 1 a question, None for a time-out of the grader."""
         known = {c.name: c for c in [*references(self.manifest), *written_candidates(str(self.path))]}
-        spec = getattr(self.resolved.evaluation, split)
+        spec = next(one for one in splits_of(self.resolved.evaluation, split) if one.task.name == task)
         sha256 = sha256 or f"file of {split}"
-        task = Task("addition", "t.jsonl", (Question(sha256, "1", "1"),), sha256)
-        key = evaluation_key(known[name].digest, self.manifest.digest, split, task, spec, {**CONDITIONS, **conditions})
+        questions = Task(task, "t.jsonl", (Question(sha256, "1", "1"),), sha256)
+        key = evaluation_key(
+            known[name].digest, self.manifest.digest, split, questions, spec, {**CONDITIONS, **conditions}
+        )
         rows = [
-            {"id": str(i), "sample": 0, "tokens": 5, "finish_reason": "stop", "status": "correct" if c else "wrong"}
+            {"id": str(i), "sample": 0, "tokens": 5, "finish_reason": "stop", "status": STATUS[c]}
             for i, c in enumerate(correct)
         ]
         samples = to_jsonl(rows)
-        folder = layout.evaluation(name, "addition", split)
+        folder = layout.evaluation(name, task, split)
         self.write(f"{folder}/samples.jsonl", samples.decode())
         self.write(f"{folder}/summary.json", summarise(name, split, key, rows, samples).model_dump_json())
         return outcomes(rows)
@@ -269,3 +272,161 @@ def test_nothing_is_deleted_when_the_winner_has_no_weights(run):
     with pytest.raises(DataError, match="has no weights"):
         delete_losers(str(run.path), decision)
     assert weights(run) == [FAR]
+
+
+def two_tasks(run, **evaluation):
+    """`addition` and `words` on confirm, `guard` as a guard."""
+    split = {"task": {"name": "addition", "file": "t.jsonl"}}
+    words = {"task": {"name": "words", "file": "w.jsonl"}}
+    run.spec(evaluation={"select": split, "confirm": [split, words], **evaluation})
+    for name, rate in {"base": 0.1, "last_observed": 0.3, FAR: 0.35, NEAR: 0.6}.items():
+        run.evaluation(name, "select", answers(rate))
+    for task in ("addition", "words"):
+        run.evaluation("base", "confirm", answers(0.1, seed=1), task=task)
+
+
+def pair_of(better, worse, n=100):
+    """Outcomes of two models that differ on so many of n questions."""
+    same = [1] * (n - better - worse)
+    return [1] * better + [0] * worse + same, [0] * better + [1] * worse + same
+
+
+def confirm_both(run, **pairs):
+    for task, (a, b) in pairs.items():
+        run.evaluation(NEAR, "confirm", a, task=task)
+        run.evaluation("last_observed", "confirm", b, task=task)
+        run.evaluation("base", "confirm", [0] * len(a), task=task)
+
+
+def test_holm_asks_more_of_the_best_of_two_tasks(run):
+    """8 better and 1 worse: p = 0.039. Enough for the only task, not for the best of two; 10 and 1, p = 0.012, is."""
+    two_tasks(run)
+    for better, verdict in ((8, "keep_observed"), (10, "promote")):
+        confirm_both(run, addition=pair_of(better, 1), words=pair_of(3, 3))
+        decision = decide(str(run.path))
+        assert decision.decision == verdict
+        confidence = {test.task: test.comparison.confidence for test in decision.tests}
+        assert confidence == {"addition": 0.975, "words": 0.95}
+        assert decision.tests[0].comparison.p_value < 0.05
+    run.spec()
+    confirm(run, *pair_of(8, 1))
+    run.evaluation("base", "confirm", [0] * 100)
+    assert decide(str(run.path)).decision == "promote"
+
+
+def test_holm_steps_down(run):
+    """Once the surer task is shown at 97.5 %, the other needs 95 % only."""
+    two_tasks(run)
+    confirm_both(run, addition=pair_of(8, 1), words=pair_of(60, 0))
+    tests = {test.task: test for test in decide(str(run.path)).tests}
+    assert (tests["words"].comparison.confidence, tests["addition"].comparison.confidence) == (0.975, 0.95)
+    assert tests["words"].p_above < tests["addition"].p_above < 0.05
+    assert tests["words"].held and tests["addition"].held
+
+
+def test_a_gain_on_one_task_does_not_outweigh_a_loss_on_another(run):
+    two_tasks(run)
+    for task, (finalist, last) in {"addition": (0.6, 0.3), "words": (0.2, 0.4)}.items():
+        run.evaluation(NEAR, "confirm", answers(finalist, seed=1), task=task)
+        run.evaluation("last_observed", "confirm", answers(last, seed=1), task=task)
+    decision = decide(str(run.path))
+    assert [test.held for test in decision.tests] == [True, False]
+    assert decision.decision == "keep_observed"
+    assert "does not outweigh" in decision.reason
+    assert len(decision.evidence) == 6
+
+
+@pytest.mark.parametrize("margin, verdict", [(0.05, "promote"), (0.002, "keep_observed")])
+def test_non_inferiority_is_a_rule_of_its_own(run, margin, verdict):
+    confirm(run, answers(0.3, seed=1), answers(0.3, seed=1))
+    run.spec(decision={"rule": "non_inferior", "margin": margin})
+    decision = decide(str(run.path))
+    low = decision.evidence[0].interval[0]
+    assert (decision.decision, decision.tests[0].threshold) == (verdict, -margin)
+    assert (low > -margin) == (verdict == "promote")
+    run.spec(decision={"margin": margin})
+    assert decide(str(run.path)).decision == "keep_observed", "equal is not superior"
+
+
+def test_non_inferiority_must_hold_on_every_task(run):
+    two_tasks(run)
+    for task, last in {"addition": 0.3, "words": 0.36}.items():
+        run.evaluation(NEAR, "confirm", answers(0.3, seed=1), task=task)
+        run.evaluation("last_observed", "confirm", answers(last, seed=1), task=task)
+    evaluation = run.resolved.evaluation.model_dump()
+    run.spec(evaluation=evaluation, decision={"rule": "non_inferior", "margin": 0.05})
+    decision = decide(str(run.path))
+    assert ([test.held for test in decision.tests], decision.decision) == ([True, False], "keep_observed")
+    assert {test.comparison.confidence for test in decision.tests} == {0.95}
+
+
+@pytest.mark.parametrize(
+    "guard, require, verdict",
+    [
+        (0.50, "shown", "promote"),
+        (0.48, "shown", "keep_observed"),
+        (0.48, "not_refuted", "promote"),
+        (0.40, "not_refuted", "keep_observed"),
+    ],
+)
+def test_a_guard_that_falls_blocks_the_promotion(run, guard, require, verdict):
+    split = {"task": {"name": "addition", "file": "t.jsonl"}}
+    guards = [{"task": {"name": "guard", "file": "g.jsonl"}, "margin": 0.02, "require": require}]
+    run.spec(evaluation={"select": split, "confirm": split, "guards": guards})
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    with pytest.raises(WindowNotReady, match="guard"):
+        decide(str(run.path))
+    run.evaluation(NEAR, "guard", answers(guard, seed=2), task="guard")
+    run.evaluation("last_observed", "guard", answers(0.5, seed=2), task="guard")
+    decision = decide(str(run.path))
+    assert (decision.decision, decision.tests[-1].split, decision.tests[-1].threshold) == (verdict, "guard", -0.02)
+    run.spec(evaluation={"select": split, "confirm": split, "guards": [{**guards[0], "margin": 0.2}]})
+    assert decide(str(run.path)).decision == "promote", "margins can change without a new evaluation"
+
+
+def with_timeouts(run, name, correct, timeouts):
+    run.evaluation(name, "confirm", [None if i < timeouts else c for i, c in enumerate(correct)])
+
+
+def test_time_outs_are_left_out_and_only_matter_where_they_could_turn_the_verdict(run):
+    good, bad = answers(0.5, seed=1), answers(0.3, seed=1)
+    confirm(run, good, bad)
+    with_timeouts(run, NEAR, good, 3)
+    few = decide(str(run.path))
+    assert (few.decision, few.evidence[0].n, few.confirm[0].timeout_rate) == ("promote", 397, 3 / 400)
+    with_timeouts(run, NEAR, good, 200)
+    many = decide(str(run.path))
+    assert (many.decision, many.candidate, many.training_steps_saved) == ("not_ready", "last_observed", 0)
+    assert "50.00%" in many.reason
+    assert delete_losers(str(run.path), many) == []
+    assert sorted(weights(run)) == sorted([FAR, NEAR])
+    confirm(run, answers(0.1, seed=1), answers(0.9, seed=1))
+    with_timeouts(run, NEAR, answers(0.1, seed=1), 20)
+    assert decide(str(run.path)).decision == "keep_observed", "not even 20 hits would have helped"
+
+
+def test_what_is_saved_is_training_minus_the_pipeline(run):
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    events = [
+        {"event": "fitted", "seconds": 3600},
+        {"event": "evaluated", "seconds": 1800},
+        {"event": "evaluated", "seconds": 1800},
+        {"event": "extrapolated"},
+        {"event": "other", "seconds": 9},
+    ]
+    run.write(layout.EVENTS, "".join(json.dumps({"time": "t", **event}) + "\n" for event in events))
+    run.spec(cost={"gpu_hours_per_step": 0.5, "fit_gpus": 0.25, "evaluation_gpus": 2})
+    cost = decide(str(run.path)).cost
+    assert cost.pipeline_seconds == {"fit": 3600, "extrapolate": 0, "evaluate": 3600}
+    assert (cost.training_gpu_hours_saved, cost.pipeline_gpu_hours, cost.gpu_hours_saved) == (12.5, 2.25, 10.25)
+    run.spec(decision={"min_gain": 0.9})
+    kept = decide(str(run.path)).cost
+    assert (kept.training_gpu_hours_saved, kept.gpu_hours_saved) == (0, -1.0)
+
+
+def test_evaluations_under_another_grader_are_refused(run):
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    graded = {"task": {"name": "addition", "file": "t.jsonl", "grader": "choice"}}
+    run.spec(evaluation={"select": {"task": {"name": "addition", "file": "t.jsonl"}}, "confirm": graded})
+    with pytest.raises(DataError, match="on confirm under another grader"):
+        decide(str(run.path))

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from relex_core.collect import collect
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowNotReady
@@ -243,3 +245,20 @@ def test_importing_the_stages_needs_no_torch():
     code = "import sys, relex_core.decide, relex_core.evaluate; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_a_random_model_scores_nothing_under_the_strict_grader(run, tmp_path):
+    """Digits alone are no answer; the last number may well be right, and is counted apart."""
+    folder = run / "candidates" / FAR
+    torch.manual_seed(0)
+    tensors = {
+        name: torch.randn_like(t.float()).to(t.dtype) for name, t in load_file(folder / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    lines = [json.dumps({"prompt": f"{i}=", "answer": str(i % 10)}) + "\n" for i in range(200)]
+    (tmp_path / "select.jsonl").write_text("".join(lines))
+    write_spec(tmp_path, task={"name": "digits", "file": "select.jsonl", "grader": "math"})
+    [result] = evaluate(str(run), candidates=[FAR])
+    assert (result.mean, result.no_answer_rate, result.statuses) == (0.0, 1.0, {"no_answer": 200})
+    assert 0 <= result.loose_rate < 0.3
+    assert result.interval[0] == 0 < result.interval[1]

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
-from relex_core.plan import BLOCK_COLUMNS, MAX_STRIPE_COLUMNS, FitPlan, PlannedTensor, Segment, plan_fit, window_bytes
+from relex_core.plan import (
+    BLOCK_COLUMNS,
+    MAX_STRIPE_COLUMNS,
+    FitPlan,
+    PlannedTensor,
+    Segment,
+    plan_fit,
+    shard_groups,
+    window_bytes,
+)
 from relex_core.spec import FitSpec
 
 MIB = 2**20
@@ -269,6 +278,23 @@ def test_groups_do_not_depend_on_budget_or_machine(
         size = stored * sum(tensor.numel for tensor in group.tensors)
         alone = sum(1 for tensor in group.tensors if tensor.numel) <= 1
         assert alone or size <= fit["group_size"]
+
+
+@planned
+@example(tensors=[(5, "F32", "F32"), (0, "F32", "F32")], steps=2, budget=MIB, workers=1, fit={"group_size": 1})
+def test_shards_divide_the_groups_among_them(
+    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
+) -> None:
+    groups = enough(tensors, steps, budget, workers, **fit).groups
+    shared = [group for shard in range(1, workers + 1) for group in shard_groups(groups, shard, workers)]
+    assert shared == list(groups)  # each once, and neighbours together
+
+
+def test_shards_have_about_equal_weights() -> None:
+    groups = plan_of([(1000 + number, "F32", "F32") for number in range(100)], 2, 2**40, group_size=1).groups
+    for shards in (1, 3, 8):
+        weights = [sum(g.tensors[0].numel for g in shard_groups(groups, s, shards)) for s in range(1, shards + 1)]
+        assert max(weights) - min(weights) <= 2 * 1100
 
 
 def test_a_window_that_fits_is_read_once() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from relex_core.evaluate.statistics import accuracy, paired_difference, smallest_detectable
+from relex_core.evaluate.statistics import accuracy, p_above, paired_difference, smallest_detectable
 
 OUTCOMES = arrays(np.float64, st.tuples(st.integers(2, 40), st.integers(1, 4)), elements=st.sampled_from([0.0, 1.0]))
 
@@ -173,3 +173,26 @@ def test_the_smallest_detectable_difference_is_found_four_times_in_five():
         better, worse, _ = rng.multinomial(n, [(share + gain) / 2, (share - gain) / 2, 1 - share])
         found.append(interval(better, worse, n)[0] > 0)
     assert 0.75 <= np.mean(found) <= 0.86
+
+
+def test_unknown_outcomes_are_left_out():
+    """A question counts with its known samples; one without any does not count at all."""
+    nan = math.nan
+    known = accuracy([[1, 0], [1, nan], [0, 0], [nan, nan]])
+    assert (known.n, known.mean) == (3, 0.5)
+    assert known.standard_error == pytest.approx(0.5 / math.sqrt(3))
+    pair = paired_difference([[1.0], [1.0], [nan], [0.0]], [[0.0], [1.0], [1.0], [nan]])
+    assert (pair.n, pair.better, pair.worse, pair.difference) == (2, 1, 0, 0.5)
+    with pytest.raises(ValueError, match="fewer than two"):
+        accuracy([[1.0], [nan]])
+
+
+@pytest.mark.parametrize("better, worse", [(8, 1), (30, 12), (60, 10)])
+@pytest.mark.parametrize("threshold", [0.0, -0.02, 0.01])
+def test_p_above_inverts_the_interval(better, worse, threshold):
+    first, second = discordant(better, worse, 300)
+    p = p_above(first, second, threshold)
+    assert 1e-12 < p < 0.5
+    assert paired_difference(first, second, 1 - 1.001 * p).interval[0] > threshold
+    assert paired_difference(first, second, 1 - 0.999 * p).interval[0] <= threshold
+    assert p_above(second, first, 0.0) == 1.0

@@ -9,7 +9,7 @@ from threading import Lock
 from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError
-from relex_core.manifest import FileRecord
+from relex_core.manifest import FileRecord, WindowManifest
 from relex_core.storage import ObjectInfo, Store, open_store
 
 
@@ -90,6 +90,16 @@ def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) ->
             next_step="collect again into a new run directory",
         )
     return TensorReader(label, store, checkpoint.tensors)
+
+
+def base_dtypes_of(manifest: WindowManifest) -> dict[str, str]:
+    """Dtype of each tensor of the base, from its headers.
+
+    Raises:
+        CheckpointChanged: its files are no longer those of the manifest.
+    """
+    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
+    return {name: stored.entry.dtype for name, stored in base.tensors.items()}
 
 
 def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> TensorReader:

@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, Protocol
 
+from relex_core.errors import SpecError
 from relex_core.spec import EvaluationSpec
+
+VLLM_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,38 @@ def batch_seed(seed: int, batch: int, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{batch}/{sample}".encode()).digest()[:6], "big")
 
 
+def row_seed(seed: int, row: int) -> int:
+    """The seed of one prompt of a batch, for backends that draw each prompt's tokens on their own."""
+    return batch_seed(seed, row, -1)
+
+
 def conditions(spec: EvaluationSpec) -> dict[str, object]:
     """What makes two generations comparable besides task and sampling: backend, device, dtype and versions."""
+    if spec.backend == "scripted":
+        return {"backend": "scripted", "device": "none", "dtype": "none", "versions": _versions("relex")}
+    if spec.backend == "vllm":
+        return {
+            "backend": f"vllm, tensor parallel {spec.tensor_parallel}",
+            "device": "cuda",
+            "dtype": VLLM_DTYPE,
+            "versions": _versions("relex", "torch", "transformers", "tokenizers", "vllm"),
+        }
     device = _device(spec.device)
-    names = ("relex", "torch", "transformers", "tokenizers")
     return {
         "backend": spec.backend,
         "device": device,
         "dtype": _dtype(device),
-        "versions": {name: version(name) for name in names},
+        "versions": _versions("relex", "torch", "transformers", "tokenizers"),
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    try:
+        return {name: version(name) for name in names}
+    except PackageNotFoundError as error:
+        raise SpecError(
+            f"the backend needs {error.name}", where="evaluation.backend", next_step='pip install "relex[eval,vllm]"'
+        ) from None
 
 
 @contextmanager
@@ -77,6 +102,20 @@ def open_generator(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterat
     Raises:
         DataError: the folder cannot be loaded, or holds fewer weights than the model needs.
     """
+    if spec.backend == "scripted":
+        from relex_core.evaluate.scripted_backend import ScriptedGenerator
+
+        yield ScriptedGenerator(weights)
+        return
+    if spec.backend == "vllm":
+        from relex_core.evaluate.vllm_backend import VllmGenerator
+
+        engine = VllmGenerator(weights, tokenizer, spec)
+        try:
+            yield engine
+        finally:
+            engine.close()
+        return
     from relex_core.evaluate.transformers_backend import TransformersGenerator, free_memory
 
     device = _device(spec.device)

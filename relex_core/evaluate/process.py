@@ -109,10 +109,14 @@ class Child:
         return lines[-1] if lines else ""
 
 
-def serve(answer: Callable[[Mapping[str, Any]], Any]) -> None:
-    """The child's side: answer requests until the input ends. What the work prints goes to stderr, not among them."""
+def serve(prepare: Callable[[], Callable[[Mapping[str, Any]], Any]]) -> None:
+    """The child's side: prepare, then answer requests until the input ends.
+
+    What preparation and work print goes to stderr, not among the answers.
+    """
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    answer = prepare()
     _reply(replies, {"ready": True})
     for line in sys.stdin:
         try:

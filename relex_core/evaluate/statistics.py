@@ -1,19 +1,27 @@
 """Error bars for accuracies and for differences of accuracies on the same questions. Pure functions of outcomes.
 
 Outcomes are matrices "n k": n questions, k completions of each, 1.0 where correct, 0.0 where not, NaN where nothing is
-known (a grader's time-out); a question without any known outcome is left out. The k completions
-of one question are not independent, so the question is the unit (cluster): every variance is one between question
-means (Miller 2024, arXiv 2411.00640). Quantiles and exact tests are scipy's.
+known (a grader's time-out); a question without any known outcome is left out. The k completions of one question are not
+independent, so the question is the unit (cluster): every variance is one between question means (Miller 2024, arXiv
+2411.00640). Quantiles and exact tests are scipy's.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+
+def _stats() -> Any:
+    """scipy.stats, which takes seconds to import: the processes that grade import this package, and need none of it."""
+    from scipy import stats
+
+    return stats
+
 
 Outcomes = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -103,9 +111,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
         intervals += _sparse_intervals(d, better, worse, confidence)
     low, high = max(min(low for low, _ in intervals), -1.0), min(max(high for _, high in intervals), 1.0)
     if k == 1 or sparse:
-        p_value = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        p_value = float(_stats().binomtest(better, better + worse).pvalue) if better + worse else 1.0
     else:
-        p_value = float(stats.ttest_1samp(d, 0.0).pvalue)
+        p_value = float(_stats().ttest_1samp(d, 0.0).pvalue)
     return PairedDifference(
         n=n,
         k=k,
@@ -141,8 +149,8 @@ def smallest_detectable(half_width: float, n: int, confidence: float = 0.95, pow
 
     (t_(1−α/2) + t_power) · SE with n − 1 degrees of freedom, where SE = half width / t_(1−α/2).
     """
-    t_confidence = stats.t.ppf((1 + confidence) / 2, n - 1)
-    return float(half_width * (1 + stats.t.ppf(power, n - 1) / t_confidence))
+    t_confidence = _stats().t.ppf((1 + confidence) / 2, n - 1)
+    return float(half_width * (1 + _stats().t.ppf(power, n - 1) / t_confidence))
 
 
 def _outcomes(outcomes: ArrayLike) -> Outcomes:
@@ -163,12 +171,12 @@ def _question_means(values: Outcomes) -> Outcomes:
 
 
 def _t_interval(mean: float, error: float, n: int, confidence: float) -> Interval:
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    half = float(_stats().t.ppf((1 + confidence) / 2, n - 1)) * error
     return mean - half, mean + half
 
 
 def _wilson(mean: float, trials: int, confidence: float) -> Interval:
-    result = stats.binomtest(round(mean * trials), trials).proportion_ci(confidence, method="wilson")
+    result = _stats().binomtest(round(mean * trials), trials).proportion_ci(confidence, method="wilson")
     return float(result.low), float(result.high)
 
 
@@ -189,7 +197,7 @@ def _sparse_intervals(d: Outcomes, better: int, worse: int, confidence: float) -
     high = up - down + math.hypot(up_high - up, down - down_low)
     intervals = [(size * low, size * high)]
     if discordant:
-        share = stats.binomtest(better, discordant).proportion_ci(confidence, method="exact")
+        share = _stats().binomtest(better, discordant).proportion_ci(confidence, method="exact")
         scale = size * discordant / n
         intervals.append((scale * (2 * float(share.low) - 1), scale * (2 * float(share.high) - 1)))
     return intervals

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from relex_core import layout
+from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.collect import load_spec_of
-from relex_core.dry_run import base_dtypes_of
 from relex_core.errors import WindowNotReady
 from relex_core.events import record_event
 from relex_core.fit.artifact import FitArtifact

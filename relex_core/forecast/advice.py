@@ -85,8 +85,10 @@ def _scales(facts: Facts) -> tuple[float, ...]:
 def _window(facts: Facts) -> tuple[Literal["larger", "enough", "smaller_is_enough", "unclear"], int | None]:
     """φ grows with the window: t d² / (t d² + σ²). A half is what makes a line worth more than its noise."""
     null = facts.model.null
-    if facts.short or null.drift_share is None or not null.drift_share_interval[0]:
+    if facts.short or null.drift_share is None:
         return "unclear", None
+    if not null.drift_share_interval[0]:
+        return ("larger" if (facts.model.predictors[facts.best].skill or 0.0) >= LEAST_SKILL else "unclear"), None
     if null.drift_share < 0.5:
         return "larger", None if null.half_drift_step is None else int(null.half_drift_step) + 1
     needed = ENOUGH / (1 - ENOUGH) * (null.half_drift_step or 0.0)

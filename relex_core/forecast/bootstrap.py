@@ -11,12 +11,16 @@ Without the split the interval of a driftless walk would be √3 too long. a_i i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from relex_core.forecast.null_model import Drift, drift_share, weights
 from relex_core.forecast.window import Increments
 
 DRAWS = 999
+FEWEST = 4
+"""Checkpoints below which the interval is (0, 1)."""
 LEVEL = 0.95
 
 
@@ -33,42 +37,62 @@ def share_interval(moves: Increments, drift: Drift, seed: int) -> np.ndarray:
     """
     far, band = weights(moves, drift.length)
     products = np.outer(moves.gaps, moves.gaps)
-    eta = _multipliers(moves, drift.length, seed)
-    # For σ², a sum of lengths, the weights must be positive: log-normal ones of variance 1, with mean 1 in every draw.
-    sizes = np.exp(np.sqrt(np.log(2.0)) * eta)
-    sizes /= sizes.mean(axis=1, keepdims=True)
+    draws = _multipliers(moves, drift.length, seed)
     interval = np.full((len(moves.inner), 2), np.nan)
     for row, inner in enumerate(moves.inner):
         if not np.isfinite(drift.share[row]):
             continue
-        if len(moves.gaps) < 4 or (far > 0).sum() < 4:
+        if len(moves.gaps) < FEWEST:
             interval[row] = (0.0, 1.0)
             continue
-        squares = drift.raw_square[row] + _deviations(inner - drift.raw_square[row] * products, far, moves.gaps, eta)
-        squares = np.maximum(squares, 0.0)
-        walks = sizes @ (inner * band).sum(axis=1) - squares * float((band * products).sum())
+        rest = inner - drift.raw_square[row] * products
+        changes = _deviations(rest, far, moves.gaps, draws)
+        squares = np.maximum(drift.raw_square[row] + changes, 0.0)
+        kept = drift.raw_square[row] - squares
+        walks = draws.sizes @ (rest * band).sum(axis=1) + kept * float((band * products).sum())
         shares = drift_share(squares, np.maximum(walks, 0.0), moves.last_step)
         interval[row] = np.nanquantile(shares, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return interval
 
 
-def _multipliers(moves: Increments, length: int, seed: int) -> np.ndarray:
-    """η, "draws T": mean 0, variance 1, correlated over neighbours with Bartlett's kernel."""
+@dataclass(frozen=True)
+class _Multipliers:
+    eta: np.ndarray
+    """"draws T": mean 0, variance 1, correlated over neighbours with Bartlett's kernel."""
+    sizes: np.ndarray
+    """"draws T": positive, mean 1 in every draw; for σ², a sum of squares."""
+    tails: np.ndarray
+    """"draws": Student's factor for the few blocks that a window has."""
+    centred: float
+    """What centring leaves of a variance, 1 − blocks' length / T."""
+
+
+def _multipliers(moves: Increments, length: int, seed: int) -> _Multipliers:
     kernel = np.clip(1.0 - moves.lags / (length + 1.0), 0.0, None)
     values, vectors = np.linalg.eigh(kernel)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    return np.asarray(np.random.default_rng(seed).standard_normal((DRAWS, len(kernel))) @ root.T)
+    random = np.random.default_rng(seed)
+    normal = random.standard_normal((DRAWS, len(kernel)))
+    eta = normal @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    sizes = np.exp(np.sqrt(np.log(2.0)) * eta)  # log-normal, of variance 1
+    share = float(kernel.mean())  # a block's length over T
+    freedom = 1.5 / share  # Bartlett's kernel; Priestley (1981), section 6.2
+    tails = np.sqrt(freedom / random.chisquare(freedom, DRAWS))
+    return _Multipliers(eta, sizes / sizes.mean(axis=1, keepdims=True), tails, max(1.0 - share, share))
 
 
-def _deviations(rest: np.ndarray, far: np.ndarray, gaps: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """Deviations of d² under the multipliers, "draws"; rest: I_ij − d² g_i g_j, "T T"."""
+def _deviations(rest: np.ndarray, far: np.ndarray, gaps: np.ndarray, draws: _Multipliers) -> np.ndarray:
+    """Deviations of d², "draws"; rest: I_ij − d² g_i g_j, "T T"."""
     reach = far @ gaps
-    along = np.divide((rest * far).sum(axis=1), reach, out=np.zeros_like(reach), where=reach > 0)
+    along = _divide((rest * far).sum(axis=1), reach)
     meeting = far * (rest - np.outer(along, gaps) - np.outer(gaps, along))
-    variance = float((meeting**2).sum() / (far * np.outer(gaps, gaps)).sum())
-    chance = float(np.divide(variance * gaps, reach, out=np.zeros_like(reach), where=reach > 0).sum())
+    pairs = float((far * np.outer(gaps, gaps)).sum())
+    chance = float(_divide(gaps * float((meeting**2).sum()) / pairs, reach).sum())
     total = float((along**2).sum())
     kept = np.sqrt(max(0.0, 1.0 - chance / total)) if total > 0 else 0.0
-    linear = 2.0 * kept * (eta @ (along * reach))
-    quadratic = np.einsum("bi,ij,bj->b", eta, meeting, eta, optimize=True)
-    return np.asarray((linear + quadratic) / float((far * np.outer(gaps, gaps)).sum()))
+    linear = 2.0 * kept * (draws.eta @ (along * reach)) / np.sqrt(draws.centred)
+    quadratic = ((draws.eta @ meeting) * draws.eta).sum(axis=1) / draws.centred
+    return np.asarray(draws.tails * (linear + quadratic) / pairs)
+
+
+def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below > 0))

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
 
 from relex_core import __version__, layout
 from relex_core.checkpoints.safetensors_file import read_header
@@ -21,7 +22,6 @@ from relex_core.recipes import DEFAULT_HORIZONS
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
-FORECAST = "forecast.json"
 FIT_KEY = "fit_key"
 
 
@@ -36,8 +36,9 @@ def forecast_run(run: str) -> Forecast:
         return finished
     grams = read_grams(store, artifact.fit_key)
     digests = (artifact.window_digest, artifact.fit_key, key)
-    forecast = build(grams, artifact.steps, **options, digests=digests)
-    write_bytes(store, FORECAST, (forecast.model_dump_json() + "\n").encode())
+    with threadpool_limits(1):  # thousands of small products: threads only wait for each other
+        forecast = build(grams, artifact.steps, **options, digests=digests)
+    write_bytes(store, layout.FORECAST, (forecast.model_dump_json() + "\n").encode())
     return forecast
 
 
@@ -61,7 +62,7 @@ def _options(spec: RunSpec) -> Options:
 def _finished(store: Store, key: str) -> Forecast | None:
     """The forecast of an earlier run, if nothing has changed since."""
     try:
-        found = Forecast.model_validate_json(read_bytes(store, FORECAST))
+        found = Forecast.model_validate_json(read_bytes(store, layout.FORECAST))
     except (ObjectNotFound, ValidationError):
         return None
     return found if found.key == key else None
@@ -98,9 +99,9 @@ def load_forecast(run: str) -> Forecast:
         WindowNotReady: nothing is forecast yet.
         DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = join_uri(run, FORECAST)
+    where = join_uri(run, layout.FORECAST)
     try:
-        return Forecast.model_validate_json(read_bytes(open_store(run), FORECAST))
+        return Forecast.model_validate_json(read_bytes(open_store(run), layout.FORECAST))
     except ObjectNotFound:
         raise WindowNotReady("nothing is forecast yet", where=where, next_step=f"relex forecast {run}") from None
     except ValidationError as error:

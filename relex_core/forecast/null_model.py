@@ -76,8 +76,7 @@ def correlation_length(moves: Increments) -> int:
     Args:
         moves: of the whole model, I of "T T".
     """
-    length = len(moves.gaps)
-    most = max((length - 1) // 2, 0)
+    most = max(min((len(moves.gaps) - 1) // 2, int(moves.lags.max()) - 1), 0)
     normal = moves.inner / np.outer(moves.gaps, moves.gaps)
     far = normal[moves.lags > most]
     if most <= SHORTEST_LENGTH or far.size < 4:

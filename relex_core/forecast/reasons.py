@@ -112,13 +112,16 @@ def _horizon_reason(facts: Facts, limit: int | None, reached: bool) -> str:
 
 
 def _window_reasons(facts: Facts, window: str, step: int | None) -> Iterator[str]:
-    if window == "larger":
+    uncertain = not facts.model.null.drift_share_interval[0]
+    if window == "larger" and uncertain:
+        yield "the extrapolation has skill, yet the interval of φ reaches 0: a longer window would tell drift from luck"
+    elif window == "larger":
         at = f" would be reached at step {step}" if step else " is not in sight"
         yield f"drift makes up less than half of the movement; half{at}, if drift and walk stay as they are"
     elif window == "smaller_is_enough":
         yield f"T_cut = {step} already gave the direction (cosine ≥ {STEADY}) with a drift share of {ENOUGH} or more"
     elif window == "unclear" and not facts.short:
-        yield "no drift is shown; a longer window helps only if there is one"
+        yield "the interval of φ reaches 0: no drift is shown, and a longer window helps only if there is one"
     unlike = [name for name, group in facts.modules.items() if group.moved and not group.null.rank_one]
     if unlike:
         yield f"not more rank 1 than a walk: {', '.join(unlike)}"

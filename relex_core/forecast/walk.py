@@ -86,12 +86,14 @@ def _walk_covariance(inner: np.ndarray, moves: Increments, square: float, length
     """Covariance of the increments without their drift: own sizes, one correlation a lag up to L, none beyond."""
     rest = inner - square * np.outer(moves.gaps, moves.gaps)
     own = np.diag(rest)
-    sizes = np.sqrt(np.maximum(own, 1e-3 * max(float(own.mean()), 0.0)))
+    # A floor, for trajectories that are so much of a drift that nothing is left for the walk.
+    sizes = np.sqrt(np.maximum(own, 1e-6 * float(np.diag(inner).mean())))
     scale = np.outer(sizes, sizes)
     covariance = np.diag(sizes**2)
     for lag in range(1, length + 1):
         at = moves.lags == lag
-        covariance += at * scale * (float(rest[at].sum()) / max(float(scale[at].sum()), 1e-300))
+        if at.any():
+            covariance += at * scale * np.clip(rest[at].sum() / scale[at].sum(), -1.0, 1.0)
     return covariance
 
 

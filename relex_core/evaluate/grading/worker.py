@@ -11,6 +11,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, get_args
 
 from relex_core.errors import DataError
@@ -66,7 +67,8 @@ def load(name: str) -> Grader:
     return Own(name)
 
 
-def main(name: str, seconds: float) -> None:
+def prepare(name: str, seconds: float) -> Callable[[Mapping[str, Any]], Any]:
+    """Import the grader; what it then does is timed."""
     grader = load(name)
 
     def answer(request: Mapping[str, Any]) -> Any:
@@ -78,8 +80,8 @@ def main(name: str, seconds: float) -> None:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
-    serve(answer)
+    return answer
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    serve(partial(prepare, sys.argv[1], float(sys.argv[2])))

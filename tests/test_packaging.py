@@ -1,0 +1,29 @@
+"""What `pip install` would install: every package of the tree, and no torch in the bare install."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_is_installed() -> None:
+    """An editable install hides a package that pyproject.toml forgets."""
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "relex_core").rglob("__init__.py")}
+    listed = {name for name in PYPROJECT["tool"]["setuptools"]["packages"] if name.startswith("relex_core")}
+    assert listed == found
+
+
+def test_the_bare_install_is_light() -> None:
+    heavy = {"torch", "numpy", "transformers", "scipy", "kfp", "apache-airflow", "vllm"}
+    assert not heavy & {re.split(r"[<>=\[]", need)[0] for need in PYPROJECT["project"]["dependencies"]}
+    assert {"fit", "eval", "vllm", "kfp", "airflow", "dev"} <= set(PYPROJECT["project"]["optional-dependencies"])
