@@ -145,7 +145,7 @@ def main() -> None:
     print(f"plain pread             {plain.seconds:7.2f} s")
     print(f"fit, whole process      {fitted.seconds:7.2f} s   {fitted.peak_bytes / 1e9:.2f} GB peak")
     print(
-        f"  the fit itself        {artifact['seconds']:7.2f} s   {artifact['seconds'] / plain.seconds:.2f} x plain pread"
+        f"  the fit itself        {artifact['seconds']:7.2f} s   {artifact['seconds'] / plain.seconds:.2f} x plain read"
     )
     print(f"  bytes read            {artifact['bytes_read'] / (window_bytes + model_bytes):7.3f} x (window + base)")
     print(f"  extra disk            {fit_disk / model_bytes:7.2f} x model")

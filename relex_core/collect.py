@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from relex_core import layout
-from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_core.checkpoints.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from relex_core.checkpoints.layouts import LAYOUTS, StepFolder, find_steps
 from relex_core.checkpoints.safetensors_file import FLOATS
 from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
@@ -184,13 +184,16 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     store = open_store(uri)
     files = [info for info in store.list() if "/" not in info.name]
     base = open_checkpoint(store, files)
-    if base.problems:
+    problems = base.problems
+    if CONFIG not in {info.name for info in files}:
+        problems.append(f"{CONFIG} is missing")
+    if problems:
         raise WindowError(
             "the base is not a complete checkpoint:",
             where=uri,
             expected="config.json and safetensors weights",
             next_step="point `base` at the folder of the model that the RL run started from",
-            problems=base.problems,
+            problems=problems,
         )
     return files, base
 

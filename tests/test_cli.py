@@ -120,24 +120,20 @@ def test_inspect_the_real_run() -> None:
     assert all(step["complete"] for step in report["steps"])
 
 
-@pytest.mark.parametrize("extras", [True, False], ids=["", "no torch"])
-def test_collect(root: Path, extras: bool) -> None:
-    text = printed(relex("collect", "relex.yaml", cwd=root, extras=extras))
+def test_collect(root: Path) -> None:
+    text = printed(relex("collect", "relex.yaml", cwd=root))
     assert f"next: relex fit {root}/run" in text
     window = json.loads((root / "run/window.json").read_text())
-    again = printed(relex("collect", "relex.yaml", "--json", cwd=root, extras=extras))
-    assert json.loads(again) == window
-    elsewhere = printed(relex("collect", "relex.yaml", "--out", "other", "--json", cwd=root, extras=extras))
-    assert json.loads(elsewhere)["digest"] == window["digest"]
+    elsewhere = printed(relex("collect", "relex.yaml", "--out", "other", "--json", cwd=root, extras=False))
+    assert json.loads(elsewhere) == window  # without torch, too
     assert (root / "other/spec.json").exists()
 
 
-@pytest.mark.parametrize("extras", [True, False], ids=["", "no torch"])
-def test_dry_run_tells_the_plan_and_writes_nothing(root: Path, extras: bool) -> None:
+def test_dry_run_tells_the_plan_and_writes_nothing(root: Path) -> None:
     write_spec(root, candidates={"target_steps": [8, 20], "scales": [1.0, 0.5]})
     before = contents(root)
-    text = printed(relex("run", "relex.yaml", "--dry-run", cwd=root, extras=extras))
-    plan = json.loads(printed(relex("run", "relex.yaml", "--dry-run", "--json", cwd=root, extras=extras)))
+    text = printed(relex("run", "relex.yaml", "--dry-run", cwd=root))
+    plan = json.loads(printed(relex("run", "relex.yaml", "--dry-run", "--json", cwd=root, extras=False)))
     assert contents(root) == before
     assert not (root / "run").exists()
     names = [f"relex-step{step:05d}-scale{scale}" for step in (8, 20) for scale in ("1.00", "0.50")]
@@ -156,8 +152,6 @@ def test_dry_run_tells_the_plan_and_writes_nothing(root: Path, extras: bool) -> 
 def test_dry_run_refuses_what_the_run_would_refuse(root: Path) -> None:
     write_spec(root, fit={"trailing_averages": [5]})
     assert "the last 5 checkpoints" in refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 2)
-    write_spec(root, fit={"memory_budget": "1MiB"})
-    assert "too small" in refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 2)
     write_spec(root, t_cut=5)
     refused(relex("run", "relex.yaml", "--dry-run", cwd=root), 3)
 
@@ -199,13 +193,13 @@ def test_bad_usage_is_status_2(root: Path, arguments: list[str], message: str) -
 
 def test_a_bad_spec_is_status_2_with_all_faults(root: Path) -> None:
     write_spec(root, t_cut=0, fitt={}, fit={"rnk": 1})
-    for verb in (["collect"], ["run"], ["run", "--dry-run"]):
+    for verb in (["collect"], ["run"]):
         message = refused(relex(*verb, "relex.yaml", cwd=root), 2)
         assert message.startswith("SpecError: the spec is wrong:\n")
         assert "did you mean 'rank'?" in message
         assert "did you mean 'fit'?" in message
         assert "window.t_cut" in message
-        assert str(root / "relex.yaml") in message or "relex.yaml" in message
+        assert "where:    relex.yaml" in message
     assert not (root / "run").exists()
 
 
@@ -215,9 +209,8 @@ def test_a_run_directory_of_another_spec_is_status_2(root: Path) -> None:
     assert "belongs to another spec: window" in refused(relex("collect", "relex.yaml", cwd=root), 2)
 
 
-@pytest.mark.parametrize(("verb", "next_step"), [("fit", "relex collect SPEC"), ("extrapolate", "relex collect SPEC")])
-def test_a_stage_before_its_input_is_status_3(root: Path, verb: str, next_step: str) -> None:
-    assert next_step in refused(relex(verb, "run", cwd=root), 3)
+def test_a_stage_before_its_input_is_status_3(root: Path) -> None:
+    assert "next:     relex collect SPEC" in refused(relex("fit", "run", cwd=root), 3)
 
 
 def test_a_window_that_is_not_complete_is_status_3(root: Path) -> None:

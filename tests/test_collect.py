@@ -518,6 +518,7 @@ def test_two_folders_of_one_step(tmp_path: Path, folders: tuple[str, str]) -> No
     [
         (lambda base: (base / "model.safetensors").unlink(), "weights are missing: config.json is there"),
         (lambda base: truncate(base / "model.safetensors"), "model.safetensors is cut off"),
+        (lambda base: (base / "config.json").unlink(), "config.json is missing"),  # no candidate could be loaded
         (shutil.rmtree, "no weights"),
     ],
 )

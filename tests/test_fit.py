@@ -97,6 +97,7 @@ def test_tensor_order_and_sharding_do_not_matter(tmp_path: Path) -> None:
         (root / "trajectory" / f"global_step_{step}", state) for step, state in states.items()
     ]:
         folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
         shards = {"model-00001-of-00002.safetensors": names[:2], "model-00002-of-00002.safetensors": names[2:]}
         for shard, inside in shards.items():
             save_file({name: tensors[name] for name in inside}, folder / shard)

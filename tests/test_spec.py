@@ -220,7 +220,7 @@ def test_wrong_values_are_refused_by_name(sections: dict[str, Any], fault: str) 
         ("[1, 2]", "not a mapping"),
         ("", "not a mapping"),
         ("a: [", "not YAML"),
-        ("[" * 5000, "not YAML"),
+        ("[" * 1000, "not YAML"),
         ("!!python/object/apply:os.system [exit]", "not YAML"),
         ("base: 2024-01-01\ntrajectory: t\nwindow: {t_cut: 1}", "not plain data"),
         ("base: &a [*a]\ntrajectory: t\nwindow: {t_cut: 1}", "not plain data"),

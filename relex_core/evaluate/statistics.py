@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ Outcomes = NDArray[np.float64]
 Interval = tuple[float, float]
 
 # With fewer discordant questions than this, a t-interval of the difference is not to be trusted (it would call 4 gains
-# and no loss significant, where the exact test says p = 0.125). 25 is the usual limit for McNemar's approximation.
-FEW_DISCORDANT = 25
+# and no loss significant, where the exact test says p = 0.125). 25 is the usual limit for McNemar's approximation. With
+# k > 1 the differences are graded and the t-interval is right earlier (simulated: docs/evaluation.md).
+FEW_DISCORDANT, FEW_DISCORDANT_GRADED = 25, 10
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class PairedDifference:
 def accuracy(outcomes: ArrayLike, confidence: float = 0.95) -> Accuracy:
     """Mean accuracy with a question-clustered standard error and an interval inside [0, 1].
 
-    k = 1: Wilson's score interval. k > 1: the t-interval of the question means; where that reaches 0 or 1, or all
-    question means agree, Wilson's with the effective number of trials mean (1 − mean) / SE², at least n and at most
-    n k (n where SE = 0).
+    k = 1: Wilson's score interval. k > 1: Wilson's with the effective number of trials mean (1 − mean) / SE², at least
+    n and at most n k (n where SE = 0), and the t quantile of n − 1 degrees of freedom in the place of the normal one:
+    near the middle it is the t-interval of the question means, near 0 and 1 it leans inwards as it must.
 
     Raises:
         ValueError: fewer than two questions.
@@ -80,17 +82,14 @@ def accuracy(outcomes: ArrayLike, confidence: float = 0.95) -> Accuracy:
     mean, error = float(means.mean()), float(means.std(ddof=1)) / math.sqrt(n)
     if k == 1:
         return Accuracy(n, k, mean, error, _wilson(mean, n, confidence))
-    low, high = _t_interval(mean, error, n, confidence)
-    if low <= 0 or high >= 1 or error == 0:
-        trials = min(max(mean * (1 - mean) / error**2, n), n * k) if error else n
-        low, high = _wilson(mean, int(trials), confidence)
-    return Accuracy(n, k, mean, error, (low, high))
+    trials = min(max(mean * (1 - mean) / error**2, n), n * k) if error else n
+    return Accuracy(n, k, mean, error, _clustered_wilson(mean, trials, n, confidence))
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> PairedDifference:
     """Compare two candidates on the same questions, row by row.
 
-    The interval is the t-interval of the per-question differences. Where fewer than 25 questions differ, or all
+    The interval is the t-interval of the per-question differences. Where fewer than 25 questions differ (10 for k > 1), or all
     differ by the same amount (the spread is then 0, not the uncertainty: two candidates that agree on all of 10
     questions may still differ on the eleventh), it is widened to hold two more: see `_sparse_intervals`.
 
@@ -105,15 +104,15 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
     n, k = len(d), a.shape[1]
     better, worse = int((d > 0).sum()), int((d < 0).sum())
     mean, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
-    sparse = better + worse < FEW_DISCORDANT or np.ptp(d) < 1e-12  # 2/3 − 1/3 is not quite 1/3 − 0
+    sparse = (
+        better + worse < (FEW_DISCORDANT if k == 1 else FEW_DISCORDANT_GRADED) or np.ptp(d) < 1e-12
+    )  # 2/3 − 1/3 is not quite 1/3 − 0
     intervals = [_t_interval(mean, error, n, confidence)]
     if sparse:
         intervals += _sparse_intervals(d, better, worse, confidence)
     low, high = max(min(low for low, _ in intervals), -1.0), min(max(high for _, high in intervals), 1.0)
-    if k == 1 or sparse:
-        p_value = float(_stats().binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    else:
-        p_value = float(_stats().ttest_1samp(d, 0.0).pvalue)
+    exact = k == 1 or sparse
+    p_value = _sign_test(better, worse) if exact else float(_stats().ttest_1samp(d, 0.0).pvalue)
     return PairedDifference(
         n=n,
         k=k,
@@ -175,9 +174,28 @@ def _t_interval(mean: float, error: float, n: int, confidence: float) -> Interva
     return mean - half, mean + half
 
 
+def _clustered_wilson(mean: float, trials: float, n: int, confidence: float) -> Interval:
+    """Wilson's formula with a t quantile and an effective number of trials (after Korn & Graubard 1998)."""
+    t = float(_stats().t.ppf((1 + confidence) / 2, n - 1))
+    centre = (mean + t * t / (2 * trials)) / (1 + t * t / trials)
+    half = t / (1 + t * t / trials) * math.sqrt(mean * (1 - mean) / trials + (t / (2 * trials)) ** 2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
 def _wilson(mean: float, trials: int, confidence: float) -> Interval:
-    result = _stats().binomtest(round(mean * trials), trials).proportion_ci(confidence, method="wilson")
+    return _proportion(round(mean * trials), trials, confidence, "wilson")
+
+
+@lru_cache(10_000)  # scipy takes a millisecond, and the same counts come again and again
+def _proportion(successes: int, trials: int, confidence: float, method: str) -> Interval:
+    result = _stats().binomtest(successes, trials).proportion_ci(confidence, method=method)
     return float(result.low), float(result.high)
+
+
+@lru_cache(10_000)
+def _sign_test(better: int, worse: int) -> float:
+    """Exact two-sided p-value of as many gains and losses as that (McNemar's test where k = 1)."""
+    return float(_stats().binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
 def _sparse_intervals(d: Outcomes, better: int, worse: int, confidence: float) -> list[Interval]:
@@ -197,7 +215,7 @@ def _sparse_intervals(d: Outcomes, better: int, worse: int, confidence: float) -
     high = up - down + math.hypot(up_high - up, down - down_low)
     intervals = [(size * low, size * high)]
     if discordant:
-        share = _stats().binomtest(better, discordant).proportion_ci(confidence, method="exact")
+        share_low, share_high = _proportion(better, discordant, confidence, "exact")
         scale = size * discordant / n
-        intervals.append((scale * (2 * float(share.low) - 1), scale * (2 * float(share.high) - 1)))
+        intervals.append((scale * (2 * share_low - 1), scale * (2 * share_high - 1)))
     return intervals
