@@ -19,7 +19,7 @@ demo: $(STAMP) ## Train a tiny real RLVR run and do the main job on it (about 5 
 	$(BIN)/relex demo --out relex-demo
 
 test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP) ## Tests that take more than a minute each (a real TRL run)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,trl]"

@@ -65,8 +65,11 @@ class WindowError(DataError):
     """The checkpoints found cannot form an observation window.
 
     Args:
-        problems: every problem found, one line each, by step and tensor; all are shown at once.
+        problems: every problem found, one line each, by step and tensor; all are shown at once, up to MAX_PROBLEMS.
     """
+
+    MAX_PROBLEMS = 200
+    """A wrong base of a large model has one problem for each step and tensor: tens of thousands."""
 
     def __init__(
         self,
@@ -78,7 +81,10 @@ class WindowError(DataError):
         problems: Sequence[str] = (),
     ) -> None:
         if problems:
-            what = "\n".join([what, *(f"  - {problem}" for problem in problems)])
+            lines = [f"  - {problem}" for problem in problems[: self.MAX_PROBLEMS]]
+            if len(problems) > len(lines):
+                lines.append(f"  - ... and {len(problems) - len(lines)} more")
+            what = "\n".join([what, *lines])
         super().__init__(what, where=where, expected=expected, next_step=next_step)
 
 

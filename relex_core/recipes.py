@@ -7,6 +7,7 @@ A recipe says, for one tensor's fit, what the a_j and b_t are. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -170,8 +171,15 @@ def candidate_recipes(
 
 
 def relex_recipes(targets: Sequence[int], scales: Sequence[float]) -> list[Recipe]:
-    """RELEX candidates for every target step and scale."""
-    return [Recipe("relex", target_step=target, scale=scale) for target in targets for scale in scales]
+    """RELEX candidates for every target step and scale, each once.
+
+    Raises:
+        SpecError: a scale is not a finite number.
+    """
+    if not all(map(math.isfinite, scales)):
+        raise SpecError(f"scales must be finite numbers, got {', '.join(map(str, scales))}")
+    pairs = dict.fromkeys((target, scale) for target in targets for scale in scales)
+    return [Recipe("relex", target_step=target, scale=scale) for target, scale in pairs]
 
 
 def _baseline(

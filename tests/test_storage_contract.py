@@ -370,3 +370,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(uploads, "CHUNK_BYTES", 1 << 20)
     monkeypatch.setattr(uploads, "SINGLE_BYTES", 1 << 19)
+
+
+def test_a_linked_folder_is_listed_and_a_circle_is_not(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"12")
+    root = tmp_path / "root"
+    (root / "step_1").mkdir(parents=True)
+    (root / "step_2").symlink_to(tmp_path / "elsewhere")
+    (root / "step_1" / "up").symlink_to(root)
+    assert [info.name for info in open_store(str(root)).list()] == ["step_2/model.safetensors"]

@@ -89,9 +89,9 @@ def accuracy(outcomes: ArrayLike, confidence: float = 0.95) -> Accuracy:
 def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> PairedDifference:
     """Compare two candidates on the same questions, row by row.
 
-    The interval is the t-interval of the per-question differences. Where fewer than 25 questions differ (10 for k > 1), or all
-    differ by the same amount (the spread is then 0, not the uncertainty: two candidates that agree on all of 10
-    questions may still differ on the eleventh), it is widened to hold two more: see `_sparse_intervals`.
+    The interval is the t-interval of the per-question differences. Where fewer than 25 questions differ (10 for
+    k > 1), or all differ by the same amount (the spread is then 0, not the uncertainty: two candidates that agree on
+    all of 10 questions may still differ on the eleventh), it is widened to hold two more: see `_sparse_intervals`.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two questions with known outcomes.

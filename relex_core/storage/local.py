@@ -26,7 +26,9 @@ class LocalStore:
         top = self._path(prefix)
         found = []
         with _storage_errors(top):
-            for folder, _, names in os.walk(top, onerror=_unless_missing):
+            # A step folder may be a link to another disk; one that leads back to a folder above it is left out.
+            for folder, subfolders, names in os.walk(top, onerror=_unless_missing, followlinks=True):
+                subfolders[:] = [name for name in subfolders if not _leads_back(Path(folder, name))]
                 for name in names:
                     path = Path(folder, name)
                     with suppress(FileNotFoundError):  # a live trainer deletes old checkpoints while we list
@@ -101,6 +103,10 @@ class _CheckedWriter:
     def write(self, data: memoryview | bytes) -> None:
         with _storage_errors(self._path):
             self._stream.write(data)
+
+
+def _leads_back(folder: Path) -> bool:
+    return folder.is_symlink() and folder.resolve() in (parent.resolve() for parent in folder.parents)
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:
