@@ -1,4 +1,4 @@
-"""RUN/events.jsonl: what happened when. For people; no stage reads it back."""
+"""RUN/events.jsonl: what happened when, and how long it took. For people, and for the cost in the decision."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ observed checkpoints. A killed run goes on with the next shard. Memory: a few pi
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
@@ -66,6 +67,7 @@ def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[
         DataError: a candidate's weights are not finite in their dtype; or the base changed since collect.
         StorageError: the storage failed; run again to go on.
     """
+    started = time.monotonic()
     spec, manifest, fit = load_spec_of(run), load_manifest(run), load_fit(run)
     recipes = _recipes(spec.candidates, spec.fit.trailing_averages, manifest, fit, target_steps, scales)
     store = open_store(run)
@@ -82,7 +84,8 @@ def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[
         write_companions(store, manifest, output)
         write_provenance(store, manifest, fit, output, torch.__version__)
     if pending:
-        record_event(run, "extrapolated", candidates=[output.recipe.name for output in pending])
+        names, seconds = [output.recipe.name for output in pending], round(time.monotonic() - started, 1)
+        record_event(run, "extrapolated", seconds=seconds, candidates=names)
     return [candidate for output in outputs if (candidate := finished_candidate(store, output)) is not None]
 
 

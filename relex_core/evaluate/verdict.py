@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relex_core.evaluate.decision import Test
+from relex_core.evaluate.decision import Test, p_text
 from relex_core.evaluate.evidence import LEFT_OUT, Evidence, Unknown
 from relex_core.evaluate.tasks import Split
 from relex_core.spec import DecisionSpec, EvaluationSpec
@@ -104,5 +104,5 @@ def _sentence(test: Test) -> str:
         f"{gain.candidate} against {gain.reference} on {gain.n} {where} questions of {test.task}: "
         f"{gain.difference:+.3f}, "
         f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {holds} {test.threshold:+.3f}; "
-        f"p = {gain.p_value:.2g}; smallest detectable difference {gain.smallest_detectable:.3f}"
+        f"p = {p_text(gain.p_value)}; smallest detectable difference {gain.smallest_detectable:.3f}"
     )
