@@ -82,12 +82,17 @@ def plan_output(recipe: Recipe, manifest: WindowManifest, fit: FitArtifact, dtyp
 
 
 def finished_candidate(store: Store, output: Output) -> Candidate | None:
-    """The candidate, if an earlier run of the same recipe completed it."""
+    """The candidate, if an earlier run of the same recipe completed it and all its files are still there.
+
+    After a decision the losers' weights are deleted and relex.json stays: such a candidate has to be written again.
+    """
     try:
         candidate = Candidate.model_validate_json(read_bytes(store, f"{output.folder}/{layout.PROVENANCE}"))
     except (ObjectNotFound, ValueError):
         return None
-    return candidate if candidate.key == output.key else None
+    sizes = {info.name.removeprefix(f"{output.folder}/"): info.size for info in store.list(output.folder)}
+    whole = all(sizes.get(name) == size for name, size in candidate.files.items())
+    return candidate if whole and candidate.key == output.key else None
 
 
 def write_companions(store: Store, manifest: WindowManifest, output: Output) -> None:

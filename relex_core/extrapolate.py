@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -41,6 +42,7 @@ from relex_core.events import record_event
 from relex_core.fit import FitArtifact, load_fit
 from relex_core.fit.columns import STATE_COLUMN
 from relex_core.fit.dtypes import TORCH_DTYPES
+from relex_core.fit.key import refuse_another_fit
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
 from relex_core.progress import progress
@@ -69,6 +71,7 @@ def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[
     """
     started = time.monotonic()
     spec, manifest, fit = load_spec_of(run), load_manifest(run), load_fit(run)
+    refuse_another_fit(run, spec, manifest, fit)
     recipes = _recipes(spec.candidates, spec.fit.trailing_averages, manifest, fit, target_steps, scales)
     store = open_store(run)
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
@@ -172,12 +175,9 @@ class Sources:
         store = open_store(run)
         listed = list(store.list("fit"))
         self._columns = {column: _column_reader(store, column, listed, fit) for column in (*fit.columns, STATE_COLUMN)}
-        wanted = {fit.steps[0], fit.steps[-1]}
-        self._observed = {
-            c.step: open_checkpoint_reader(f"step {c.step}", c.uri, c.files)
-            for c in manifest.checkpoints
-            if c.step in wanted
-        }
+        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
+        self._observed: dict[int, TensorReader] = {}
+        self._opening = Lock()
 
     def mix(self, piece: _Piece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
@@ -188,13 +188,24 @@ class Sources:
             kept = self._read(state, piece) if piece.name in state.tensors else raw
             return piece.stop - piece.start, [_bytes(kept)] * len(outputs)
         mixes = [output.recipe.mix(self._fit, tensor) for output in outputs]
-        base = raw.float()
-        columns = {name: self._read(self._columns[name], piece).float() for name in _used(m.columns for m in mixes)}
-        deltas = {t: self._read(self._observed[t], piece).float() - base for t in _used(m.observed for m in mixes)}
+        wide = raw.dtype == torch.float64 or any(output.dtypes[piece.name] == "F64" for output in outputs)
+        dtype = torch.float64 if wide else torch.float32
+        base = raw.to(dtype)
+        columns = {name: self._read(self._columns[name], piece).to(dtype) for name in _used(m.columns for m in mixes)}
+        deltas = {t: self._read(self._step(t), piece).to(dtype) - base for t in _used(m.observed for m in mixes)}
         return piece.stop - piece.start, [
             _bytes(_mixed(raw, base, columns, deltas, mix, output, piece))
             for mix, output in zip(mixes, outputs, strict=True)
         ]
+
+    def _step(self, step: int) -> TensorReader:
+        """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
+        with self._opening:
+            if step not in self._observed:
+                checkpoint = self._checkpoints[step]
+                reader = open_checkpoint_reader(f"step {step}", checkpoint.uri, checkpoint.files)
+                self._observed[step] = reader
+            return self._observed[step]
 
     def _read(self, reader: TensorReader, piece: _Piece) -> Tensor:
         dtype = reader.tensors[piece.name].entry.dtype
@@ -237,12 +248,12 @@ def _mixed(
     dtype = TORCH_DTYPES[output.dtypes[piece.name]]
     terms = [(columns[name], value) for name, value in mix.columns.items() if value != 0.0]
     terms += [(deltas[step], value) for step, value in mix.observed.items() if value != 0.0]
-    if not terms:
-        return raw.to(dtype)  # bit for bit the base, negative zeros included
-    displacement = torch.zeros_like(base)
-    for direction, coefficient in terms:
-        displacement.add_(direction, alpha=coefficient)
-    weights = (base + displacement).to(dtype)
+    weights = raw.to(dtype)  # without a term bit for bit the base, negative zeros included
+    if terms:
+        displacement = torch.zeros_like(base)
+        for direction, coefficient in terms:
+            displacement.add_(direction, alpha=coefficient)
+        weights = (base + displacement).to(dtype)
     if not torch.isfinite(weights).all():
         raise DataError(
             f"candidate {output.recipe.name} is not finite in tensor {piece.name}",

@@ -183,7 +183,8 @@ def plan_fit(
     fixed = resident + largest_group + (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
     columns = MAX_STRIPE_COLUMNS
     while True:
-        stripe_bytes = columns * (steps * row_item + base_item)
+        grams = columns // BLOCK_COLUMNS * steps**2 * 8  # one for each block, until its tensor is done
+        stripe_bytes = columns * (steps * row_item + base_item) + grams
         buffers = (int(spec.memory_budget) - fixed) // stripe_bytes
         if buffers >= workers + 2 or columns == BLOCK_COLUMNS:
             break

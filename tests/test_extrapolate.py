@@ -14,7 +14,7 @@ from runs import candidate, random_base, random_walk, stored, write_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from relex_core.errors import DataError, SpecError
+from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowNotReady
 from relex_core.extrapolate import extrapolate
 from relex_core.fit import fit, load_fit
 
@@ -210,6 +210,50 @@ def test_overflow_of_the_written_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"relex-step01000-scale1\.00 is not finite in tensor w"):
         extrapolate(run)
     assert not list(Path(run).glob("candidates/*/model.safetensors"))
+
+
+def test_a_candidate_whose_weights_were_deleted_is_written_again(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"target_steps": [20, 30]})
+    fit(run)
+    extrapolate(run)
+    folder = Path(run, "candidates", "relex-step00020-scale1.00")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "model.safetensors").unlink()
+    extrapolate(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_fit_of_another_window_is_refused(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    run = write_run(tmp_path, base, states)
+    fit(run)
+    other = write_run(tmp_path, base, states, out="other", window={"t_cut": 6})
+    shutil.copytree(Path(run, "fit"), Path(other, "fit"))
+    with pytest.raises(WindowNotReady, match="the fit is of another window"):
+        extrapolate(other)
+
+
+def test_checkpoints_that_no_candidate_needs_may_be_gone(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"baselines": ["weight_extrapolation"]})
+    fit(run)
+    shutil.rmtree(tmp_path / "trajectory" / "global_step_2")
+    assert extrapolate(run, target_steps=[40])
+    shutil.rmtree(tmp_path / "trajectory" / "global_step_11")
+    assert extrapolate(run, target_steps=[50])
+    with pytest.raises(CheckpointChanged, match="step 11"):
+        extrapolate(run)
+
+
+def test_float64_checkpoints_keep_their_precision(tmp_path: Path) -> None:
+    base = {"w": torch.randn(50, 3, dtype=torch.float64)}
+    states = {t: {"w": base["w"] + 1e-9 * t * torch.ones(50, 3, dtype=torch.float64)} for t in (1, 2, 3)}
+    run = write_run(tmp_path, base, states, candidates={"baselines": ["expo"], "expo_alphas": [0.0]})
+    fit(run)
+    extrapolate(run)
+    torch.testing.assert_close(candidate(run, "expo-alpha0")["w"], states[3]["w"], rtol=0, atol=1e-15)
 
 
 def test_impossible_candidates_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from threading import Lock
 
 from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
 from relex_core.checkpoints.safetensors_file import read_header
-from relex_core.errors import CheckpointChanged, DataError
+from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import FileRecord, WindowManifest
 from relex_core.storage import ObjectInfo, Store, open_store
 
@@ -47,12 +47,12 @@ class TensorReader:
         for stored, offset, at, count in self._ranges(pieces):
             try:
                 self._store.read_into(stored.file.name, stored.file.generation, offset, buffer[at : at + count])
-            except CheckpointChanged as error:
+            except (CheckpointChanged, ObjectNotFound) as error:
                 raise CheckpointChanged(
                     f"checkpoint changed: {self.label}: {error.what}",
                     where=error.where,
                     expected=error.expected,
-                    next_step=error.next_step,
+                    next_step=error.next_step or "restore the file, or collect again into a new run directory",
                 ) from None
             with self._lock:
                 self._bytes_read += count

@@ -50,7 +50,7 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
     run = absolute_uri(run, Path.cwd())
     manifest = load_manifest(run)
     spec = evaluation_of(load_spec_of(run), run)
-    written = written_candidates(run)
+    written = written_candidates(run, manifest.digest)
     known = [*references(manifest), *written]
     chosen = choose(known, candidates) if candidates else []
     if not written and not chosen:
@@ -101,7 +101,9 @@ def measure_checkpoints(run: str, folders: Mapping[str, str]) -> list[EvalResult
     run = absolute_uri(run, Path.cwd())
     manifest = load_manifest(run)
     spec = evaluation_of(load_spec_of(run), run)
-    taken = {candidate.name for candidate in (*references(manifest), *written_candidates(run))} & folders.keys()
+    taken = {
+        candidate.name for candidate in (*references(manifest), *written_candidates(run, manifest.digest))
+    } & folders.keys()
     if taken:
         raise SpecError(f"{', '.join(sorted(taken))}: these are names of candidates", where=run)
     with open_stage(run, spec, manifest) as stage:

@@ -28,6 +28,7 @@ class Provenance(BaseModel):
     target_step: int | None = None
     """Optimizer step it stands for; None for candidates without one, such as averages."""
     scale: float | None = None
+    window_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def observed(name: str, uri: str) -> Candidate:
     return Candidate(name, uri, digest, None, "observed", files=files)
 
 
-def written_candidates(run: str) -> list[Candidate]:
-    """The candidates whose relex.json is there, by name; unfinished folders are left out.
+def written_candidates(run: str, window_digest: str) -> list[Candidate]:
+    """The candidates whose relex.json is there, by name; unfinished folders and those of another window are left out.
 
     Raises:
         DataError: a relex.json is not what extrapolate writes.
@@ -107,6 +108,8 @@ def written_candidates(run: str) -> list[Candidate]:
             raise _not_ours(run, info.name, str(error)) from None
         if provenance.name != name or name in (BASE, LAST_OBSERVED):
             raise _not_ours(run, info.name, f"the name {provenance.name!r} in the folder {name!r}")
+        if provenance.window_digest not in (None, window_digest):
+            continue
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         uri = join_uri(run, folder)
         found.append(Candidate(name, uri, digest, provenance.target_step, provenance.method, provenance.scale))

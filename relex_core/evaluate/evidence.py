@@ -78,7 +78,7 @@ class Evidence:
         """
         store, manifest = open_store(run), load_manifest(run)
         base, last = references(manifest)
-        written = written_candidates(run)
+        written = written_candidates(run, manifest.digest)
         if not written:
             raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
         select = _results(store, [base, last, *written], "select", spec)

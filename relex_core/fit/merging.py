@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from relex_core import layout
 from relex_core.checkpoints.reader import base_dtypes_of
@@ -40,7 +41,8 @@ def merge_groups(run: str) -> FitArtifact:
     total = sum(merged.grams.values(), np.zeros((len(manifest.steps),) * 2))
     refuse_another_base(total, sum(merged.base_squares.values()), manifest.steps, manifest.base.uri)
     refuse_identical_steps(total, manifest)
-    artifact = _artifact(spec, manifest, groups, merged, results, key)
+    with threadpool_limits(1):  # as in the fit, whose eigenvectors the stored directions come from
+        artifact = _artifact(spec, manifest, groups, merged, results, key)
     write_grams(store, layout.GRAM, merged, key)
     write_bytes(store, layout.FIT, artifact.model_dump_json(indent=1).encode())
     for group in groups:

@@ -14,10 +14,11 @@ from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.fit.artifact import load_fit
+from relex_core.fit.key import refuse_another_fit
 from relex_core.forecast.build import build
 from relex_core.forecast.predictors import AVERAGES, SCALES
 from relex_core.forecast.results import Forecast
-from relex_core.manifest import digest_of
+from relex_core.manifest import digest_of, load_manifest
 from relex_core.recipes import DEFAULT_HORIZONS
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
@@ -29,6 +30,7 @@ def forecast_run(run: str) -> Forecast:
     """See `relex_core.forecast.forecast`."""
     run = absolute_uri(run, Path.cwd())
     spec, artifact, store = load_spec_of(run), load_fit(run), open_store(run)
+    refuse_another_fit(run, spec, load_manifest(run), artifact)
     options = _options(spec)
     key = digest_of({"fit": artifact.fit_key, "options": options, "version": __version__})
     finished = _finished(store, key)
