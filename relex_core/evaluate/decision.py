@@ -119,7 +119,7 @@ class Decision(BaseModel):
                 "select": f"{standing.mean:.3f} ± {standing.standard_error:.3f}",
                 "confirm": _bracketed(confirmed[name].mean, confirmed[name].interval) if name in confirmed else "",
                 "gain": _bracketed(gains[name].difference, gains[name].interval, "+") if name in gains else "",
-                "p": p_text(gains[name].p_value) if name in gains else "",
+                "p": p_text(gains[name].p_value).removeprefix("= ") if name in gains else "",
             }
             for name in [*confirmed, *rest]
             for standing in [selected[name]]
@@ -128,7 +128,7 @@ class Decision(BaseModel):
 
 def p_text(p: float) -> str:
     """A p-value for people: below double precision its digits mean nothing."""
-    return "< 1e-15" if p < 1e-15 else f"{p:.2g}"
+    return "< 1e-15" if p < 1e-15 else f"= {p:.2g}"
 
 
 def _bracketed(value: float, interval: tuple[float, float], sign: str = "") -> str:

@@ -104,5 +104,5 @@ def _sentence(test: Test) -> str:
         f"{gain.candidate} against {gain.reference} on {gain.n} {where} questions of {test.task}: "
         f"{gain.difference:+.3f}, "
         f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {holds} {test.threshold:+.3f}; "
-        f"p = {p_text(gain.p_value)}; smallest detectable difference {gain.smallest_detectable:.3f}"
+        f"p {p_text(gain.p_value)}; smallest detectable difference {gain.smallest_detectable:.3f}"
     )
