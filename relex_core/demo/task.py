@@ -94,7 +94,7 @@ ADDITION = DemoTask(
     grpo_lr=5e-5,
     warmup_steps=5,
     t_cut=80,
-    target_steps=(80, 120, 200, 400),
+    target_steps=(80, 120, 200),
 )
 
 DEMO_TASKS: dict[str, DemoTask] = {task.name: task for task in (FORMAT, ADDITION)}
