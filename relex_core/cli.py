@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -149,6 +150,39 @@ def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
         "decision": result.decision.model_dump(mode="json") if result.decision else None,
     }
     _print(data, lambda: run_text(result), as_json)
+
+
+@main.command()
+@spec_argument
+@out_option
+@click.option("--then", required=True, type=click.Choice(["run", "print"]), help="What to do with the window.")
+@click.option("--capture", is_flag=True, help="Copy each checkpoint of the window before the trainer deletes it.")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Longest wait, s.")
+@click.option("--lease", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Dead after so many s.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Give up (exit 3) after so many seconds.")
+@json_option
+@stage
+def watch(
+    spec: str,
+    out: str | None,
+    then: str,
+    capture: bool,
+    interval: float,
+    lease: float,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Wait until the window is complete, then act, exactly once, however many watchers there are."""
+    from relex_core.spec import load_spec
+    from relex_core.tables import watch_text
+    from relex_core.targets import target
+    from relex_core.watch import WatchOptions
+    from relex_core.watch import watch as watch_window
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an evicted pod gives its claim back
+    result = watch_window(load_spec(spec, out=out), then, target(then), WatchOptions(**waiting))
+    data = {**result.fired.model_dump(mode="json"), "by_this_worker": result.by_this_worker}
+    _print(data, lambda: watch_text(result), as_json)
 
 
 @main.command()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from relex_core import layout
 from relex_core.checkpoints.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from relex_core.checkpoints.layouts import LAYOUTS, StepFolder, find_steps
+from relex_core.checkpoints.layouts import CAPTURED, LAYOUTS, StepFolder, find_steps
 from relex_core.checkpoints.safetensors_file import FLOATS
 from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
 from relex_core.events import record_event
@@ -29,7 +29,8 @@ from relex_core.manifest import (
     load_manifest,
 )
 from relex_core.spec import RunSpec, WindowSpec
-from relex_core.storage import ObjectInfo, exists, join_uri, open_store, read_bytes, write_bytes
+from relex_core.storage import ObjectInfo, exists, join_uri, open_store, open_stores, read_bytes, split_uri, write_bytes
+from relex_core.storage.captured import STEP_NAME
 
 HEADER_READS_AT_ONCE = 16
 
@@ -138,7 +139,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
     """
     base_files, base = _open_base(spec.base)
-    steps = observe(spec.trajectory)
+    steps = observe(spec.trajectory, captured=join_uri(spec.run_root, layout.CAPTURED))
     _refuse_bad_steps(spec.window, steps)
     window = _window(spec, steps)
     problems = [
@@ -159,11 +160,20 @@ def find_window(spec: RunSpec) -> WindowManifest:
     return manifest
 
 
-def observe(trajectory: str) -> list[ObservedStep]:
-    """Every step folder of a trajectory, its headers read in parallel; complete or not."""
+def observe(trajectory: str, *, captured: str = "") -> list[ObservedStep]:
+    """Every step folder of a trajectory, its headers read in parallel; complete or not.
+
+    Args:
+        captured: folder of captured steps; they stand for the originals, which may be deleted at any moment.
+
+    Raises:
+        WindowNotReady: there is none.
+        DataError: two folders claim one step, or a captured step is damaged.
+    """
+    copies = {step.folder.step: step for step in _captured_steps(captured)} if captured else {}
     store = open_store(trajectory)
-    folders = find_steps(store, store.list())
-    if not folders:
+    folders = [folder for folder in find_steps(store, store.list()) if folder.step not in copies]
+    if not folders and not copies:
         known = ", ".join(f"{layout.step_folder}/{layout.weights}".rstrip("/") for layout in LAYOUTS)
         raise WindowNotReady(
             "no step folder is there yet",
@@ -177,7 +187,18 @@ def observe(trajectory: str) -> list[ObservedStep]:
         return ObservedStep(folder, uri, open_checkpoint(open_store(uri), folder.files))
 
     with ThreadPoolExecutor(HEADER_READS_AT_ONCE) as pool:
-        return list(pool.map(look, folders))
+        steps = [*copies.values(), *pool.map(look, folders)]
+    return sorted(steps, key=lambda step: step.folder.step)
+
+
+def _captured_steps(folder: str) -> list[ObservedStep]:
+    names = [info.name for info in open_store(folder).list() if STEP_NAME.fullmatch(info.name)]
+    steps = []
+    for store in open_stores([join_uri(folder, name) for name in names]):
+        files, name = tuple(store.list()), split_uri(store.uri)[1]
+        step = int(name.removeprefix("step-").removesuffix(".relexpatch"))
+        steps.append(ObservedStep(StepFolder(step, name, CAPTURED, files), store.uri, open_checkpoint(store, files)))
+    return steps
 
 
 def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:

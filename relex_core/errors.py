@@ -98,6 +98,10 @@ class StorageError(RelexError, OSError):
     exit_code = 5
 
 
+class AccessDenied(StorageError, PermissionError):
+    """The storage refuses these credentials, or a permission is lacking; trying again cannot help."""
+
+
 class ObjectNotFound(StorageError, FileNotFoundError):
     """There is no object of that name."""
 

@@ -11,6 +11,8 @@ RUN/
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
   decision.json                  marker of decide
+  captured/step-*.relexpatch     checkpoints copied before the trainer deleted them
+  watch/<key>/claim-*.json       who waits for the window; fired.json: that it was acted upon
   events.jsonl                   what happened when
 """
 
@@ -25,6 +27,7 @@ DECISION = "decision.json"
 EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"
+CAPTURED = "captured"
 
 PROVENANCE = "relex.json"
 SAMPLES = "samples.jsonl"
@@ -49,3 +52,13 @@ def candidate(name: str) -> str:
 def evaluation(candidate: str, task: str, split: str) -> str:
     """Folder of one candidate's answers to one task; `split` is "select" or "confirm"."""
     return f"{EVALUATIONS}/{candidate}/{task}-{split}"
+
+
+def captured_step(step: int) -> str:
+    """Name of a captured checkpoint, inside RUN/captured."""
+    return f"step-{step:012d}.relexpatch"
+
+
+def watch(key: str) -> str:
+    """Folder of one watch: `key` stands for the run, its T_cut and its spec."""
+    return f"watch/{key}"

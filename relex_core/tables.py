@@ -14,6 +14,7 @@ from relex_core.fit.artifact import FitArtifact
 from relex_core.forecast import Forecast
 from relex_core.inspect import TrajectoryReport
 from relex_core.manifest import WindowManifest
+from relex_core.watch import WatchResult
 
 if TYPE_CHECKING:
     from relex_core.decide import Decision
@@ -92,6 +93,12 @@ def window_text(manifest: WindowManifest, run: str) -> str:
         ("digest", manifest.digest),
     ]
     return table_text(("window", ""), rows) + f"\n\nnext: relex fit {run}"
+
+
+def watch_text(result: WatchResult) -> str:
+    fired = result.fired
+    done = f"done: {fired.action}" if result.by_this_worker else f"already done by {fired.owner}: {fired.action}"
+    return f"the window {fired.window_digest} is complete; {done} at {fired.time}"
 
 
 def fit_text(artifact: FitArtifact) -> str:

@@ -32,6 +32,9 @@ ORDER = (
     "events",
     "collect",
     "inspect",
+    "capture",
+    "claim",
+    "watch",
     "fit.columns",
     "fit.artifact",
     "plan",
@@ -44,6 +47,7 @@ ORDER = (
     "evaluate",
     "decide",
     "run",
+    "targets",
     "tables",
     "demo",
     "cli",
@@ -53,7 +57,20 @@ ORDER = (
 # What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "spec", "manifest", "checkpoints", "events"),
-    *("collect", "inspect", "plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
+    *(
+        "collect",
+        "inspect",
+        "capture",
+        "claim",
+        "watch",
+        "targets",
+        "plan",
+        "fit.__init__",
+        "fit.artifact",
+        "fit.columns",
+        "recipes",
+        "candidate",
+    ),
     *("dry_run", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}

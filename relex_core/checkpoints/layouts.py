@@ -38,6 +38,9 @@ LAYOUTS = (
     Layout("HF Trainer / TRL", r"checkpoint-(\d{1,15})", "", step_marker="trainer_state.json"),
 )
 
+# Steps that relex copied before the trainer deleted them (storage/captured.py).
+CAPTURED = Layout("captured", r"step-(\d{1,15})\.relexpatch", "")
+
 
 @dataclass(frozen=True)
 class StepFolder:

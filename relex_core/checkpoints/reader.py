@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from threading import Lock
 
 from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
-from relex_core.manifest import FileRecord, WindowManifest
-from relex_core.storage import ObjectInfo, Store, open_store
+from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
+from relex_core.storage import ObjectInfo, Store, open_store, open_stores
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,25 @@ def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) ->
     Raises:
         CheckpointChanged: its files are no longer those of the manifest.
     """
-    store = open_store(uri)
+    return _reader(label, open_store(uri), files)
+
+
+def open_window_readers(checkpoints: Sequence[CheckpointRecord], pool: Executor) -> list[TensorReader]:
+    """The weights of several checkpoints that will be read together; their headers are read in parallel.
+
+    Raises:
+        CheckpointChanged: files are no longer those of the manifest.
+    """
+    stores = open_stores([checkpoint.uri for checkpoint in checkpoints])
+    return list(pool.map(lambda store, c: _reader(f"step {c.step}", store, c.files), stores, checkpoints))
+
+
+def _reader(label: str, store: Store, files: Sequence[FileRecord]) -> TensorReader:
     checkpoint = open_checkpoint(store, [record.info() for record in files])
     if checkpoint.problems:
         raise CheckpointChanged(
             f"{label} is not the checkpoint that was collected: {'; '.join(checkpoint.problems)}",
-            where=uri,
+            where=store.uri,
             next_step="collect again into a new run directory",
         )
     return TensorReader(label, store, checkpoint.tensors)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from relex_core import layout
-from relex_core.checkpoints.reader import TensorReader, open_checkpoint_reader
+from relex_core.checkpoints.reader import TensorReader, open_checkpoint_reader, open_window_readers
 from relex_core.collect import load_spec_of
 from relex_core.fit.basis import Basis, decompose, stored_basis
 from relex_core.fit.checks import refuse_another_base, refuse_identical_steps, refuse_non_finite
@@ -90,8 +90,7 @@ def fit_groups(run: str, shard: int, shards: int) -> None:
 def _open_readers(manifest: WindowManifest) -> tuple[TensorReader, tuple[TensorReader, ...]]:
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
     with ThreadPoolExecutor(16) as pool:
-        observed = pool.map(lambda c: open_checkpoint_reader(f"step {c.step}", c.uri, c.files), manifest.checkpoints)
-        return base, tuple(observed)
+        return base, tuple(open_window_readers(manifest.checkpoints, pool))
 
 
 def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:

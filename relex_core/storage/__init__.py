@@ -8,7 +8,11 @@ for info in store.list():
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relex_core.storage.base import ObjectInfo, Store, Writer, exists, read_bytes, write_bytes
+from relex_core.storage.captured import SUFFIX as PATCH_SUFFIX
+from relex_core.storage.captured import CapturedSteps, CapturedStore
 from relex_core.storage.local import LocalStore
 from relex_core.storage.uri import absolute_uri, join_uri, split_uri
 
@@ -20,6 +24,7 @@ __all__ = [
     "exists",
     "join_uri",
     "open_store",
+    "open_stores",
     "read_bytes",
     "split_uri",
     "write_bytes",
@@ -27,11 +32,34 @@ __all__ = [
 
 
 def open_store(uri: str) -> Store:
-    """The store whose root is the folder `uri` (absolute, as `absolute_uri` gives it).
+    """The store whose root is the folder `uri` (absolute, as `absolute_uri` gives it); a captured step is a folder too.
 
     Raises:
         StorageError: there are no Google Cloud credentials for a gs:// URI.
     """
+    return open_stores([uri])[0]
+
+
+def open_stores(uris: Sequence[str]) -> list[Store]:
+    """Several stores; captured steps of one folder share what they unpack, so that each patch is read once.
+
+    Raises:
+        StorageError: as for `open_store`.
+    """
+    captured: dict[str, CapturedSteps] = {}
+    stores: list[Store] = []
+    for uri in uris:
+        folder, name = split_uri(uri)
+        if name.endswith(PATCH_SUFFIX):
+            if folder not in captured:
+                captured[folder] = CapturedSteps(_open_folder(folder))
+            stores.append(CapturedStore(uri, captured[folder]))
+        else:
+            stores.append(_open_folder(uri))
+    return stores
+
+
+def _open_folder(uri: str) -> Store:
     if uri.startswith("gs://"):
         from relex_core.storage.gcs import GcsStore  # imports google-cloud-storage, which takes half a second
 

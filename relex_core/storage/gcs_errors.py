@@ -20,7 +20,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Ref
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from requests import RequestException, Response
 
-from relex_core.errors import CheckpointChanged, ObjectNotFound, RelexError, StorageError
+from relex_core.errors import AccessDenied, CheckpointChanged, ObjectNotFound, RelexError, StorageError
 
 FAILURES = (
     GoogleAPICallError,
@@ -53,7 +53,8 @@ def gcs_errors(permission: str, where: str) -> Iterator[None]:
     Raises:
         ObjectNotFound: 404.
         CheckpointChanged: 412, the object has another generation than the one asked for.
-        StorageError: anything else; for 403 it names the permission and, where the response tells, the principal.
+        AccessDenied: 401, 403 or no credentials; for 403 it names the permission and, where it is told, the principal.
+        StorageError: anything else.
     """
     try:
         yield
@@ -78,9 +79,9 @@ def translated(error: Exception, permission: str, where: str) -> RelexError:
     if isinstance(error, Forbidden):
         return _forbidden(error, permission, where)
     if isinstance(error, DefaultCredentialsError):
-        return StorageError("no Google Cloud credentials were found", where=where, next_step=LOGIN)
+        return AccessDenied("no Google Cloud credentials were found", where=where, next_step=LOGIN)
     if isinstance(error, (Unauthorized, RefreshError)):
-        return StorageError(f"the credentials were refused: {_told(error)}", where=where, next_step=LOGIN)
+        return AccessDenied(f"the credentials were refused: {_told(error)}", where=where, next_step=LOGIN)
     return StorageError(
         f"Google Cloud Storage failed: {tried}{_told(error)}",
         where=where,
@@ -104,7 +105,7 @@ def changed(where: str, found: int | str = "another one", wanted: int | str = "a
     )
 
 
-def _forbidden(error: Forbidden, permission: str, where: str) -> StorageError:
+def _forbidden(error: Forbidden, permission: str, where: str) -> AccessDenied:
     message = _told(error)
     told = re.search(r"(\S+@\S+|Anonymous caller) does not have", message)
     named = re.search(r"storage\.\w+\.\w+", message)
@@ -114,7 +115,7 @@ def _forbidden(error: Forbidden, permission: str, where: str) -> StorageError:
     member = f"{kind}:{principal}" if "@" in principal else "PRINCIPAL"
     bucket = where.split("/")[2]
     role = ROLES.get(permission, WRITING_ROLE)
-    return StorageError(
+    return AccessDenied(
         f"{principal or 'the caller'} lacks the permission {permission}: {message}",
         where=where,
         expected=f"{role} on gs://{bucket}, or another role with {permission}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
-from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound, StorageError
+from relex_core.errors import AccessDenied, CheckpointChanged, ObjectExists, ObjectNotFound, StorageError
 from relex_core.storage.atomic import PARTIAL, sync, temporary_file
 from relex_core.storage.base import ObjectInfo, Writer
 
@@ -154,6 +154,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "free some of your disk quota, then run the same command again: finished work is kept",
             errno.EACCES: "give this user access to the folder",
         }
-        raise StorageError(
+        kind = AccessDenied if isinstance(error, PermissionError) else StorageError
+        raise kind(
             f"{os.strerror(error.errno or 0)}", where=str(path), next_step=advice.get(error.errno or 0, "")
         ) from error

@@ -1,0 +1,150 @@
+"""Capture: copy the weights of a complete checkpoint into the run directory before the trainer deletes it.
+
+    trajectory/global_step_12/... ──► RUN/captured/step-000000000012.relexpatch
+
+Trainers keep the last few checkpoints only (`save_total_limit`, `max_actor_ckpt_to_keep`), and a window needs them all.
+Each file is copied byte by byte, in blocks, as a lossless patch against the step captured before it where that is
+smaller (storage/patches.py). `collect` reads captured steps as if they were still in the trajectory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from relex_core import layout
+from relex_core.checkpoints.checkpoint import CONFIG
+from relex_core.collect import ObservedStep
+from relex_core.errors import DataError
+from relex_core.events import record_event
+from relex_core.parallel import ordered_map
+from relex_core.storage import ObjectInfo, Store, exists, join_uri, open_store
+from relex_core.storage.captured import STEP_NAME, CapturedStep, CapturedSteps
+from relex_core.storage.crc32c import combine, encode
+from relex_core.storage.patches import BLOCK_BYTES, Block, CapturedFile, PatchIndex, encode_index, pack
+
+# A read of 8 MiB, the size at which a distant store is fastest.
+BLOCKS_PER_READ = 8
+
+# A block read out of order needs all patches since the last step that stands by itself. Such a step costs about 70 %
+# of its bytes, so 1 in 32 keeps the whole far below a tenth.
+STEPS_PER_WHOLE = 32
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """What one captured step takes."""
+
+    step: int
+    raw_bytes: int
+    """Bytes of the files."""
+    stored_bytes: int
+    """Bytes of the object that holds them."""
+
+
+def capture_step(run: str, observed: ObservedStep) -> CaptureReport:
+    """Copy one complete checkpoint into RUN/captured; nothing is there before all of it is.
+
+    Memory: about 20 MiB for each core.
+
+    Raises:
+        CheckpointChanged, ObjectNotFound: the trainer replaced or deleted a file meanwhile.
+        DataError: a file is not what the store says that it is.
+    """
+    folder = CapturedSteps(open_store(join_uri(run, layout.CAPTURED)))
+    step = observed.folder.step
+    source = open_store(observed.uri)
+    parent = _parent(folder, step)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, folder.store.open_write(layout.captured_step(step)) as stream:
+        files = []
+        for info in _files(observed):
+            blocks = []
+            for block, data in _packed(pool, source, info, folder, parent):
+                stream.write(data)
+                blocks.append(block)
+            files.append(
+                _checked(CapturedFile(name=info.name, size=info.size, crc32c="", blocks=tuple(blocks)), info, source)
+            )
+        index = PatchIndex(
+            step=step,
+            source=observed.uri,
+            layout=observed.folder.layout.name,
+            parent=parent.info.name if parent else None,
+            parent_crc32c=parent.index_checksum if parent else None,
+            depth=parent.index.depth + 1 if parent else 0,
+            files=tuple(files),
+        )
+        trailer = encode_index(index)
+        stream.write(trailer)
+    report = CaptureReport(step, sum(file.size for file in files), index.stored_bytes + len(trailer))
+    record_event(run, "captured", step=step, raw_bytes=report.raw_bytes, stored_bytes=report.stored_bytes)
+    return report
+
+
+def is_captured(run: str, step: int) -> bool:
+    """Whether RUN holds this step."""
+    return exists(open_store(join_uri(run, layout.CAPTURED)), layout.captured_step(step))
+
+
+def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
+    """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent."""
+    matches = [STEP_NAME.fullmatch(info.name) for info in folder.store.list()]
+    below = [(int(match[1]), match[0]) for match in matches if match and int(match[1]) < step]
+    if not below:
+        return None
+    try:
+        parent = folder.step(max(below)[1])
+    except DataError:
+        return None
+    return parent if parent.index.depth + 1 < STEPS_PER_WHOLE else None
+
+
+def _files(observed: ObservedStep) -> list[ObjectInfo]:
+    config = [info for info in observed.folder.files if info.name == CONFIG]
+    return sorted([*observed.checkpoint.files, *config], key=lambda info: info.name)
+
+
+def _packed(
+    pool: ThreadPoolExecutor, source: Store, info: ObjectInfo, folder: CapturedSteps, parent: CapturedStep | None
+) -> Iterator[tuple[Block, bytes]]:
+    """The file's blocks in order, each as it is stored."""
+    before = parent.files.get(info.name) if parent else None
+
+    def earlier(number: int) -> bytes | None:
+        if parent is None or before is None or number >= len(before.blocks):
+            return None
+        return folder.block(parent.info.name, info.name, number)
+
+    def packed(first: int) -> list[tuple[Block, bytes]]:
+        start = first * BLOCK_BYTES
+        piece = bytearray(min(BLOCKS_PER_READ * BLOCK_BYTES, info.size - start))
+        source.read_into(info.name, info.generation, start, memoryview(piece))
+        blocks = range(0, len(piece), BLOCK_BYTES)
+        view = memoryview(piece)
+        return [pack(view[at : at + BLOCK_BYTES], earlier(first + at // BLOCK_BYTES)) for at in blocks]
+
+    firsts = range(0, -(-info.size // BLOCK_BYTES), BLOCKS_PER_READ)
+    for piece in ordered_map(pool, packed, firsts, ahead=os.cpu_count() or 1):
+        yield from piece
+
+
+def _checked(file: CapturedFile, info: ObjectInfo, source: Store) -> CapturedFile:
+    """The file with its checksum, which is the store's where the store keeps one."""
+    crc = encode(_joined(file, file.blocks))
+    if info.crc32c is not None and crc != info.crc32c:
+        raise DataError(
+            "the bytes that were read do not have the checksum that the store keeps of them",
+            where=f"{source.uri}/{info.name}",
+            expected=info.crc32c,
+            next_step="run the same command again",
+        )
+    return file.model_copy(update={"crc32c": crc})
+
+
+def _joined(file: CapturedFile, blocks: Sequence[Block]) -> int:
+    crc = 0
+    for number, block in enumerate(blocks):
+        crc = combine(crc, block.crc32c, file.block_bytes(number))
+    return crc

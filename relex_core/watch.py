@@ -1,0 +1,222 @@
+"""watch: wait until the observation window is complete, then act on it, exactly once.
+
+    claim ─► list ─► (capture new steps) ─► complete? ─► act ─► fired.json
+      │       ▲                               │ no
+      │       └────────── wait, longer ───────┘
+      └─ another worker holds it: stand by, and take over when it dies
+
+"Once" is meant for one run, one T_cut and one spec. A worker that dies between acting and writing fired.json is
+followed by one that acts again; so an action must be one that may be repeated: `relex run` resumes, and submissions
+carry an idempotency key.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from pydantic import BaseModel, ConfigDict
+
+from relex_core import layout
+from relex_core.capture import capture_step, is_captured
+from relex_core.claim import Claim, ClaimLost
+from relex_core.collect import ObservedStep, claim_run_directory, find_window, observe
+from relex_core.errors import (
+    AccessDenied,
+    CheckpointChanged,
+    ObjectExists,
+    ObjectNotFound,
+    StorageError,
+    WindowNotReady,
+)
+from relex_core.events import record_event
+from relex_core.manifest import WindowManifest, digest_of
+from relex_core.spec import RunSpec
+from relex_core.storage import Store, open_store, read_bytes
+
+log = logging.getLogger("relex")
+
+FIRST_WAIT_SECONDS = 2.0
+BACKOFF = 1.5
+
+# Storage errors in a row after which a watch gives up; each was retried for two minutes before.
+MOST_FAILURES = 20
+
+Action = Callable[[RunSpec, WindowManifest], object]
+
+
+class Fired(BaseModel):
+    """fired.json: who acted on the window, and when."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    time: str
+    """UTC, ISO 8601."""
+    action: str
+    window_digest: str
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How a watch waits."""
+
+    capture: bool = False
+    """Copy complete checkpoints of the window into the run directory as they appear."""
+    interval: float = 60.0
+    """Longest wait between two listings, seconds."""
+    lease: float = 60.0
+    """Seconds without a heartbeat after which another worker takes over."""
+    timeout: float | None = None
+    """Seconds after which an incomplete window is given up; None: never."""
+
+
+@dataclass(frozen=True)
+class WatchResult:
+    """How a watch ended."""
+
+    fired: Fired
+    by_this_worker: bool
+
+
+def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> WatchResult:
+    """Wait for the window of `spec`, then call `action` once, whoever else is watching.
+
+    Args:
+        name: what the action is called, for people.
+        action: called with the spec and the window; may be repeated if this process dies while it runs.
+
+    Raises:
+        WindowNotReady: the time-out is over.
+        DataError: the window never can be complete, or its data are wrong.
+        AccessDenied, StorageError: the storage refuses, or failed too often.
+        RelexError: whatever the action raises; the claim is given back then.
+    """
+    claim_run_directory(spec)
+    store, folder = open_store(spec.run_root), layout.watch(watch_key(spec))
+    claim = Claim(store, folder, lease=options.lease)
+    clock = _Clock(options)
+    while True:
+        fired = _fired(store, folder)
+        if fired is not None:
+            return WatchResult(fired, by_this_worker=False)
+        if not claim.try_take():
+            clock.wait(f"{claim.holder} is watching; standing by", at_most=options.lease / 4)
+            continue
+        with suppress(ClaimLost), claim.held():
+            manifest = _wait_for_window(spec, claim, options, clock)
+            claim.require()
+            if (fired := _fired(store, folder)) is not None:  # by the one from whom the claim was taken over
+                return WatchResult(fired, by_this_worker=False)
+            action(spec, manifest)
+            return WatchResult(_record(store, folder, claim.owner, name, manifest), by_this_worker=True)
+
+
+def watch_key(spec: RunSpec) -> str:
+    """Names what is done once: a digest of the whole spec, which holds the run and T_cut."""
+    return digest_of(spec.model_dump(mode="json")).rpartition(":")[2][:16]
+
+
+def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:
+    failures = 0
+    while True:
+        claim.require()
+        try:
+            if options.capture:
+                for step in _new_steps(spec):
+                    claim.require()
+                    clock.reset()
+                    _capture(spec, step)
+            return find_window(spec)
+        except WindowNotReady as error:
+            failures = 0
+            clock.wait(f"{error.what}; waiting for {error.expected}", give_up=error)
+        except (AccessDenied, ObjectNotFound):
+            raise
+        except StorageError as error:
+            failures += 1
+            if failures >= MOST_FAILURES:
+                raise
+            clock.wait(f"{error.what} (attempt {failures} of {MOST_FAILURES})", give_up=error)
+
+
+def _new_steps(spec: RunSpec) -> Iterator[ObservedStep]:
+    """Complete checkpoints of the window that are not captured yet, first the oldest: it is deleted first."""
+    with suppress(WindowNotReady):
+        for step in observe(spec.trajectory):
+            wanted = spec.window.first <= step.folder.step <= spec.window.t_cut
+            complete = not (step.incomplete or step.checkpoint.wrong)
+            if wanted and complete and not is_captured(spec.run_root, step.folder.step):
+                yield step
+
+
+def _capture(spec: RunSpec, step: ObservedStep) -> None:
+    try:
+        report = capture_step(spec.run_root, step)
+    except (CheckpointChanged, ObjectNotFound) as error:
+        log.warning("step %d went away before it was captured: %s", step.folder.step, error.what)
+        return
+    ratio = report.raw_bytes / report.stored_bytes
+    log.info(
+        "captured step %d: %.1f MB of %.1f MB (%.1f times smaller)",
+        report.step,
+        report.stored_bytes / 1e6,
+        report.raw_bytes / 1e6,
+        ratio,
+    )
+
+
+def _fired(store: Store, folder: str) -> Fired | None:
+    try:
+        return Fired.model_validate_json(read_bytes(store, f"{folder}/fired.json"))
+    except ObjectNotFound:
+        return None
+
+
+def _record(store: Store, folder: str, owner: str, name: str, manifest: WindowManifest) -> Fired:
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    fired = Fired(owner=owner, time=time, action=name, window_digest=manifest.digest)
+    try:
+        store.create(f"{folder}/fired.json", (fired.model_dump_json(indent=1) + "\n").encode())
+    except ObjectExists:  # a stalled worker, from whom the claim was taken over while it acted, was first after all
+        return _fired(store, folder) or fired
+    record_event(store.uri, "fired", action=name, digest=manifest.digest)
+    return fired
+
+
+class _Clock:
+    """Waits that grow while nothing happens, and the time-out."""
+
+    def __init__(self, options: WatchOptions) -> None:
+        self._options = options
+        self._started = time.monotonic()
+        self._said = ""
+        self.reset()
+
+    def reset(self) -> None:
+        """Something happened: look again soon."""
+        self._next = min(FIRST_WAIT_SECONDS, self._options.interval)
+
+    def wait(self, why: str, *, at_most: float = float("inf"), give_up: Exception | None = None) -> None:
+        """Say why, once, and sleep.
+
+        Raises:
+            give_up, or WindowNotReady: the time-out is over.
+        """
+        if why != self._said:
+            log.info("%s", why)
+            self._said = why
+            self.reset()
+        left = float("inf")
+        if self._options.timeout is not None:
+            left = self._started + self._options.timeout - time.monotonic()
+            if left <= 0:
+                raise give_up or WindowNotReady(
+                    f"gave up after {self._options.timeout:g} s: {why}", next_step="start relex watch again"
+                )
+        time.sleep(min(self._next, at_most, left))
+        self._next = min(self._next * BACKOFF, self._options.interval)
