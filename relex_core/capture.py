@@ -130,21 +130,18 @@ def _packed(
         yield from piece
 
 
-def _checked(file: CapturedFile, info: ObjectInfo, source: Store) -> CapturedFile:
-    """The file with its checksum, which is the store's where the store keeps one."""
-    crc = encode(_joined(file, file.blocks))
-    if info.crc32c is not None and crc != info.crc32c:
+def _captured_file(info: ObjectInfo, blocks: Sequence[Block], source: Store) -> CapturedFile:
+    """The file's record, its checksum joined from those of the blocks and held against the store's."""
+    crc = 0
+    for block in blocks[:-1]:
+        crc = combine(crc, block.crc32c, BLOCK_BYTES)
+    if blocks:
+        crc = combine(crc, blocks[-1].crc32c, info.size - (len(blocks) - 1) * BLOCK_BYTES)
+    if info.crc32c not in (None, encode(crc)):
         raise DataError(
             "the bytes that were read do not have the checksum that the store keeps of them",
             where=f"{source.uri}/{info.name}",
-            expected=info.crc32c,
+            expected=str(info.crc32c),
             next_step="run the same command again",
         )
-    return file.model_copy(update={"crc32c": crc})
-
-
-def _joined(file: CapturedFile, blocks: Sequence[Block]) -> int:
-    crc = 0
-    for number, block in enumerate(blocks):
-        crc = combine(crc, block.crc32c, file.block_bytes(number))
-    return crc
+    return CapturedFile(name=info.name, size=info.size, crc32c=encode(crc), blocks=tuple(blocks))

@@ -162,16 +162,7 @@ def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
 @click.option("--timeout", type=click.FloatRange(min=0), help="Give up (exit 3) after so many seconds.")
 @json_option
 @stage
-def watch(
-    spec: str,
-    out: str | None,
-    then: str,
-    capture: bool,
-    interval: float,
-    lease: float,
-    timeout: float | None,
-    as_json: bool,
-) -> None:
+def watch(spec: str, out: str | None, then: str, as_json: bool, **waiting: Any) -> None:
     """Wait until the window is complete, then act, exactly once, however many watchers there are."""
     from relex_core.spec import load_spec
     from relex_core.tables import watch_text
