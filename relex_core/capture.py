@@ -64,9 +64,7 @@ def capture_step(run: str, observed: ObservedStep) -> CaptureReport:
             for block, data in _packed(pool, source, info, folder, parent):
                 stream.write(data)
                 blocks.append(block)
-            files.append(
-                _checked(CapturedFile(name=info.name, size=info.size, crc32c="", blocks=tuple(blocks)), info, source)
-            )
+            files.append(_captured_file(info, blocks, source))
         index = PatchIndex(
             step=step,
             source=observed.uri,

@@ -56,7 +56,7 @@ class ResumableUpload:
         metadata = {"contentType": CONTENT_TYPE}
         response = target.session.post(target.url, params=parameters, json=metadata, timeout=target.timeouts)
         require_status(response, 200, 201)
-        return response.headers["Location"]
+        return str(response.headers["Location"])
 
     def send(self, data: memoryview, *, final_crc: int | None = None) -> dict[str, Any]:
         """Store the next chunk.
