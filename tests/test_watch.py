@@ -1,0 +1,332 @@
+"""relex watch in real processes: beside a trainer that deletes its old steps, beside other watchers, and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gcs.server import fake_gcs, new_bucket  # noqa: F401
+from support import line_of_states, random_weights, write_checkpoint, write_trajectory
+
+from relex_core.capture import capture_step
+from relex_core.collect import collect, find_window, observe
+from relex_core.errors import CheckpointChanged, WindowNotReady
+from relex_core.fit import fit
+from relex_core.spec import load_spec
+from relex_core.storage import open_store, read_bytes, write_bytes
+from relex_core.watch import WatchOptions, watch
+
+STEPS = [2, 4, 6, 8]
+FAST = ["--interval", "0.2", "--lease", "2"]
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Path:
+    """base, checkpoint-2 ... checkpoint-8 in the layout of the HF Trainer, and a spec for steps 2 to 8."""
+    base = random_weights(embed=(300, 64), norm=(64,), head=(64, 300))
+    write_trajectory(tmp_path, base, line_of_states(base, STEPS), STEPS, layout="hf", shards=2)
+    write_spec(tmp_path)
+    return tmp_path
+
+
+def write_spec(root: Path, **changes: object) -> Path:
+    spec = {"base": "base", "trajectory": ".", "run_root": "run", "window": {"t_cut": 8, "every": 2, "first": 2}}
+    (root / "spec.yaml").write_text(yaml.safe_dump({**spec, **changes}))
+    return root / "spec.yaml"
+
+
+def start(root: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "relex_core", "watch", str(root / "spec.yaml"), "--json", *FAST, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def watching(root: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    process = start(root, *options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, object]:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return dict(json.loads(out))
+
+
+def until(condition: object, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def claims(root: Path) -> list[Path]:
+    return sorted((root / "run" / "watch").glob("*/claim-*.json"))
+
+
+def hide(root: Path, step: int) -> Path:
+    return (root / f"checkpoint-{step}").rename(root / f"hidden-{step}")
+
+
+def show(root: Path, step: int) -> None:
+    (root / f"hidden-{step}").rename(root / f"checkpoint-{step}")
+
+
+def test_it_says_what_it_waits_for_and_fires_when_the_window_is_complete(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    with watching(trajectory, "--then", "print") as process:
+        until(lambda: claims(trajectory))
+        time.sleep(0.5)
+        assert process.poll() is None
+        show(trajectory, 8)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "the last complete checkpoint is step 6; waiting for a complete checkpoint at step 8 or later" in err
+    fired = json.loads(out)
+    assert fired["by_this_worker"] and fired["action"] == "print"
+    assert fired["window_digest"] == find_window(load_spec(trajectory / "spec.yaml")).digest
+
+
+def test_two_watchers_fire_once(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    with watching(trajectory, "--then", "run") as one, watching(trajectory, "--then", "run") as other:
+        until(lambda: claims(trajectory))
+        show(trajectory, 8)
+        results = [ended(one), ended(other)]
+    assert sorted(result["by_this_worker"] for result in results) == [False, True]
+    assert results[0]["window_digest"] == results[1]["window_digest"]
+    events = [json.loads(line)["event"] for line in (trajectory / "run/events.jsonl").read_text().splitlines()]
+    assert events.count("fired") == events.count("collected") == 1
+    assert (trajectory / "run/fit/fit.json").exists()
+    assert ended(start(trajectory, "--then", "run"))["by_this_worker"] is False, "it is done, whoever asks again"
+
+
+def test_another_window_of_the_same_run_fires_again(trajectory: Path) -> None:
+    assert ended(start(trajectory, "--then", "print"))["by_this_worker"]
+    write_spec(trajectory, window={"t_cut": 6})
+    assert ended(start(trajectory, "--then", "print"))["by_this_worker"]
+
+
+def test_a_killed_watcher_is_followed(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    with watching(trajectory, "--then", "print") as first:
+        until(lambda: claims(trajectory))
+        with watching(trajectory, "--then", "print") as second:
+            first.kill()
+            until(lambda: len(claims(trajectory)) == 2)
+            show(trajectory, 8)
+            assert ended(second)["by_this_worker"]
+
+
+def test_a_stalled_watcher_steps_back_when_it_wakes_up(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    with watching(trajectory, "--then", "print") as first:
+        until(lambda: claims(trajectory))
+        first.send_signal(signal.SIGSTOP)
+        with watching(trajectory, "--then", "print") as second:
+            until(lambda: len(claims(trajectory)) == 2)
+            first.send_signal(signal.SIGCONT)
+            show(trajectory, 8)
+            results = [ended(first), ended(second)]
+    assert [result["by_this_worker"] for result in results] == [False, True]
+
+
+def test_an_evicted_watcher_gives_its_claim_back(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    with watching(trajectory, "--then", "print", "--lease", "1000") as first:
+        until(lambda: claims(trajectory))
+        time.sleep(0.3)
+        first.terminate()
+        assert first.wait(30) == 143
+    show(trajectory, 8)
+    assert ended(start(trajectory, "--then", "print"))["by_this_worker"], "nobody waits for a lease of 1000 s"
+
+
+def test_the_time_out_is_exit_3(trajectory: Path) -> None:
+    hide(trajectory, 8)
+    process = start(trajectory, "--then", "print", "--timeout", "0.5")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert "expected: a complete checkpoint at step 8 or later" in err
+
+
+def test_a_window_that_can_never_be_complete_is_exit_4(trajectory: Path) -> None:
+    (trajectory / "checkpoint-4/model-00001-of-00002.safetensors").unlink()
+    process = start(trajectory, "--then", "print")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert "step 4: shard model-00001-of-00002.safetensors is missing" in err
+
+
+def test_an_action_that_fails_is_not_taken_for_done(trajectory: Path) -> None:
+    spec = load_spec(trajectory / "spec.yaml")
+
+    def fail(*_: object) -> None:
+        raise CheckpointChanged("on purpose")
+
+    with pytest.raises(CheckpointChanged):
+        watch(spec, "test", fail, WatchOptions(interval=0.1))
+    seen: list[object] = []
+    assert watch(spec, "test", lambda *given: seen.append(given), WatchOptions(interval=0.1)).by_this_worker
+    assert len(seen) == 1
+
+
+def rotating_trainer(root: Path, keep: int) -> str:
+    """A process that writes the hidden steps one by one and deletes old ones, like save_total_limit."""
+    return f"""
+import shutil, time
+from pathlib import Path
+root, keep = Path({str(root)!r}), {keep}
+steps = {STEPS}
+for number, step in enumerate(steps):
+    new = root / f"hidden-{{step}}"
+    while not (root / f"go-{{step}}").exists():
+        time.sleep(0.02)
+    new.rename(root / f"checkpoint-{{step}}")
+    for old in steps[: max(0, number + 1 - keep)]:
+        shutil.rmtree(root / f"checkpoint-{{old}}", ignore_errors=True)
+"""
+
+
+def test_captured_steps_stand_for_those_that_the_trainer_deleted(trajectory: Path, tmp_path: Path) -> None:
+    whole = load_spec(trajectory / "spec.yaml", out=str(tmp_path / "whole"))
+    collect(whole)
+    fit(whole.run_root)
+    for step in STEPS:
+        hide(trajectory, step)
+    trainer = subprocess.Popen([sys.executable, "-c", rotating_trainer(trajectory, keep=1)])
+    with watching(trajectory, "--then", "run", "--capture") as process:
+        for step in STEPS:
+            (trajectory / f"go-{step}").touch()
+            if step < STEPS[-1]:
+                until((trajectory / f"run/captured/step-{step:012d}.relexpatch").exists)
+        assert ended(process)["by_this_worker"]
+    assert trainer.wait(10) == 0
+    assert [path.name for path in sorted(trajectory.glob("checkpoint-*"))] == ["checkpoint-8"]
+    window = json.loads((trajectory / "run/window.json").read_text())
+    assert [checkpoint["step"] for checkpoint in window["checkpoints"]] == STEPS
+    assert all(checkpoint["uri"].endswith(".relexpatch") for checkpoint in window["checkpoints"])
+    assert direction_bytes(trajectory / "run") == direction_bytes(tmp_path / "whole")
+    events = [json.loads(line) for line in (trajectory / "run/events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "captured"] == STEPS
+
+
+def direction_bytes(run: Path) -> dict[str, bytes]:
+    """The tensors of the stored directions; their headers differ by the digest of the window."""
+    found = {}
+    for path in sorted((run / "fit").glob("*.safetensors")):
+        data = path.read_bytes()
+        found[path.name] = data[8 + int.from_bytes(data[:8], "little") :]
+    return found
+
+
+def test_a_capture_that_is_killed_leaves_nothing_behind(trajectory: Path) -> None:
+    """SIGKILL at a random moment of each try: the step is there whole, or not at all, and captured in the end."""
+    run = trajectory / "run"
+    code = f"""
+from relex_core.capture import capture_step
+from relex_core.collect import observe
+print("ready", flush=True)
+for step in observe({str(trajectory)!r}):
+    capture_step({str(run)!r}, step)
+"""
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        for path in run.glob("captured/step-*"):
+            same_files(open_store(str(path)), trajectory, path)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert len(list(run.glob("captured/*"))) == len(list(run.glob("captured/step-*"))) == len(STEPS)
+
+
+def same_files(store: object, root: Path, path: Path) -> None:
+    step = int(path.name.removeprefix("step-").removesuffix(".relexpatch"))
+    for info in store.list():  # type: ignore[attr-defined]
+        assert read_bytes(store, info.name) == (root / f"checkpoint-{step}" / info.name).read_bytes()  # type: ignore[arg-type]
+
+
+def test_a_step_that_goes_away_while_it_is_captured_is_left_out(trajectory: Path) -> None:
+    step = observe(str(trajectory))[0]
+    shutil.rmtree(trajectory / "checkpoint-2")
+    with pytest.raises(FileNotFoundError):
+        capture_step(str(trajectory / "run"), step)
+    assert not list((trajectory / "run/captured").glob("*"))
+
+
+def test_small_changes_take_a_tenth_of_the_bytes(tmp_path: Path) -> None:
+    """2 % of the weights change by one unit in the last place, as a bfloat16 RL step does."""
+    generator = torch.Generator().manual_seed(0)
+    state = random_weights(a=(1024, 1024), b=(512, 1024))
+    raw = stored = 0
+    for step in range(1, 25):
+        for tensor in state.values():
+            flip = (torch.rand(tensor.shape, generator=generator) < 0.02).to(torch.int16)
+            tensor.view(torch.int16).add_(flip)
+        folder = tmp_path / f"checkpoint-{step}"
+        write_checkpoint(folder, state)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        report = capture_step(str(tmp_path / "run"), observe(str(tmp_path))[-1])
+        raw, stored = raw + report.raw_bytes, stored + report.stored_bytes
+    assert raw / stored > 10, "the first step, which stands by itself, included"
+    for path in (tmp_path / "run/captured").glob("*"):
+        same_files(open_store(str(path)), tmp_path, path)
+
+
+def test_capture_and_watch_on_gs(
+    trajectory: Path, fake_gcs: str, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
+    uri = f"gs://{new_bucket(fake_gcs)}/rl"
+    bucket = open_store(uri)
+    files = {path.relative_to(trajectory).as_posix(): path for path in trajectory.rglob("*") if path.is_file()}
+    for name, path in files.items():
+        if not name.startswith("checkpoint-8/"):
+            write_bytes(bucket, name, path.read_bytes())
+    write_spec(trajectory, base=f"{uri}/base", trajectory=uri, run_root=f"{uri}/run")
+    spec = load_spec(trajectory / "spec.yaml")
+    with pytest.raises(WindowNotReady):
+        watch(spec, "test", lambda *_: None, WatchOptions(capture=True, interval=0.1, timeout=0.3))
+    for name in files:
+        if name.startswith(("checkpoint-2/", "checkpoint-4/", "checkpoint-6/")):
+            bucket.delete(name)
+        elif name.startswith("checkpoint-8/"):
+            write_bytes(bucket, name, files[name].read_bytes())
+    result = watch(spec, "run", lambda spec, _: fit(collect(spec) and spec.run_root), WatchOptions(capture=True))
+    assert result.by_this_worker
+    window = json.loads(read_bytes(bucket, "run/window.json"))
+    assert [checkpoint["uri"].rpartition("/")[2] for checkpoint in window["checkpoints"]] == [
+        f"step-{step:012d}.relexpatch" for step in STEPS
+    ]
+    local = load_spec(write_spec(trajectory), out=str(trajectory / "local"))
+    collect(local)
+    fit(local.run_root)
+    stored = {i.name.removeprefix("run/fit/"): read_bytes(bucket, i.name) for i in bucket.list("run/fit")}
+    expected = direction_bytes(trajectory / "local")
+    assert {n: stored[n][8 + int.from_bytes(stored[n][:8], "little") :] for n in expected} == expected
+
+
+def test_a_permission_that_is_lacking_ends_the_watch(trajectory: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (trajectory / "checkpoint-4").chmod(0)
+    process = start(trajectory, "--then", "print")
+    _, err = process.communicate(timeout=30)
+    (trajectory / "checkpoint-4").chmod(0o755)
+    assert process.returncode == 5 and "Permission denied" in err
