@@ -28,9 +28,10 @@ from support import (
     write_trajectory,
 )
 
-from relex_core.collect import collect, find_window, load_spec_of, observe, refuse_identical_files
+from relex_core.collect import collect, find_window, load_spec_of, refuse_identical_files
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
 from relex_core.manifest import FileRecord, WindowManifest, load_manifest
+from relex_core.observe import observe
 from relex_core.spec import RunSpec
 from relex_core.storage import join_uri
 from relex_core.storage.local import LocalStore
