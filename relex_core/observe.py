@@ -51,7 +51,7 @@ def layouts_for(layout: LayoutSpec | None) -> tuple[Layout, ...]:
     """The layouts to try: the spec's own one, or the table."""
     if layout is None:
         return LAYOUTS
-    return (Layout("layout of the spec", layout.step_folder, layout.weights, step_marker=layout.marker),)
+    return (Layout("your layout", layout.step_folder, layout.weights, step_marker=layout.marker),)
 
 
 def observe(trajectory: str, layouts: Sequence[Layout] = LAYOUTS) -> list[ObservedStep]:

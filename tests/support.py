@@ -30,6 +30,7 @@ WEIGHTS_FOLDER = {
     "openrlhf": "global_step{}_hf",
     "skyrl": "global_step_{}/policy",
     "prime-rl": "step_{}",
+    "verl-megatron": "global_step_{}/actor/model/huggingface",
 }
 
 
@@ -81,7 +82,7 @@ def write_trajectory(
             (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         if layout == "prime-rl":
             (folder / "STABLE").touch()
-    if layout == "verl":
+    if layout.startswith("verl"):
         (root / "latest_checkpointed_iteration.txt").write_text(str(max(steps)))
     return root
 

@@ -290,7 +290,7 @@ def test_steps_beyond_verl_s_tracker_may_still_be_in_work(tmp_path: Path) -> Non
 def test_the_trainer_state_is_the_hf_trainer_s_marker(tmp_path: Path) -> None:
     trajectory(tmp_path, layout="hf")
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
-    assert "step 4: trainer_state.json, which HF Trainer / TRL writes last, is not there" in not_ready(
+    assert "step 4: trainer_state.json, the marker of HF Trainer / TRL, is not there" in not_ready(
         make_spec(tmp_path, t_cut=4)
     )
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()

@@ -69,6 +69,12 @@ COPIED_ADVICE = 'if the trajectory was copied without it, give the spec `layout:
 # weights folder has begun to appear. So of rows with the same step_folder the deeper ones come first.
 LAYOUTS = (
     Layout("verl", "global_step_{step}", "actor/huggingface", last_step_file="latest_checkpointed_iteration.txt"),
+    Layout(
+        "verl (Megatron)",
+        "global_step_{step}",
+        "actor/model/huggingface",
+        last_step_file="latest_checkpointed_iteration.txt",
+    ),
     Layout("SkyRL", "global_step_{step}", "policy"),
     Layout("RELEX authors", "global_step_{step}", ""),
     Layout("OpenRLHF", "global_step{step}_hf", ""),

@@ -34,7 +34,7 @@ def unfinished(store: Store, folder: StepFolder, last_complete: Mapping[str, int
     """
     layout = folder.layout
     if layout.step_marker and folder.step_marker is None:
-        why = f"{layout.step_marker}, which {layout.name} writes last, is not there"
+        why = f"{layout.step_marker}, the marker of {layout.name}, is not there"
         return f"{why}; {layout.advice}" if layout.advice else why
     if layout.step_field and folder.step_marker is not None:
         _check_step_field(store, folder, folder.step_marker)
