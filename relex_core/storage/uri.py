@@ -14,13 +14,16 @@ def absolute_uri(uri: str, folder: Path) -> str:
     No ".." is left in it, so that one folder has one name: run directories are held against each other by name.
 
     Raises:
-        SpecError: the scheme is neither gs nor file, or the URI names no bucket, or another host.
+        SpecError: the scheme is neither gs nor file, or the URI names no bucket, another host, another user's home that
+            is not known, or holds a NUL.
     """
+    if "\0" in uri or "%00" in uri:
+        raise SpecError("a location with a NUL character", where=repr(uri)[:200])
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if not uri:
             raise SpecError("an empty location", expected="a path, file:// or gs:// URI")
-        return _normal(folder / Path(uri).expanduser())
+        return _normal(folder / _at_home(uri))
     if scheme == "file":
         host, slash, path = rest.partition("/")
         if host not in ("", "localhost") or not slash:
@@ -32,6 +35,13 @@ def absolute_uri(uri: str, folder: Path) -> str:
             raise SpecError("a gs:// URI without a bucket", where=uri, expected="gs://BUCKET/FOLDER")
         return f"gs://{bucket}/{_without_dots(key.strip('/'), uri)}".rstrip("/")
     raise SpecError(f"unknown scheme {scheme}://", where=uri, expected="a path, file:// or gs:// URI")
+
+
+def _at_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SpecError(f"{error}", where=path, expected="a path, file:// or gs:// URI") from None
 
 
 def _normal(path: Path) -> str:
