@@ -115,6 +115,8 @@ def load_spec_of(run: str) -> RunSpec:
 def find_window(spec: RunSpec) -> WindowManifest:
     """The observation window as it stands now; writes nothing.
 
+    It may pause for up to three times `window.settle_seconds` before a verdict that a live trainer could overturn.
+
     Raises:
         WindowNotReady: the window is not complete yet.
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.

@@ -9,6 +9,7 @@ listing, `window.settle_seconds` after the first one, shows the same; else every
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from relex_core.checkpoints.markers import last_complete_steps, unfinished
 from relex_core.errors import WindowNotReady
 from relex_core.spec import LayoutSpec, RunSpec, WindowSpec
 from relex_core.storage import join_uri, open_store
+
+log = logging.getLogger("relex")
 
 HEADER_READS_AT_ONCE = 32
 
@@ -111,7 +114,7 @@ def observe_settled(spec: RunSpec) -> list[ObservedStep]:
         doubtful = _doubtful(spec.window, steps)
         if not doubtful:
             return steps
-        time.sleep(max(0.0, listed + pause - time.monotonic()))
+        _wait_until(listed + pause, doubtful)
         listed, trajectory = time.monotonic(), list_trajectory(spec.trajectory, layouts)
         if set(doubtful) <= set(trajectory.steps):
             return steps
@@ -121,6 +124,14 @@ def observe_settled(spec: RunSpec) -> list[ObservedStep]:
         expected=f"two listings, {pause:g} s apart, that show the same files",
         next_step="try again when the trainer has finished that checkpoint (relex watch waits)",
     )
+
+
+def _wait_until(moment: float, doubtful: Sequence[StepFolder]) -> None:
+    rest = moment - time.monotonic()
+    if rest > 0:
+        steps = ", ".join(str(folder.step) for folder in doubtful[:5]) + (" ..." if len(doubtful) > 5 else "")
+        log.info("looking again in %.0f s whether the trainer still changes step %s", rest, steps)
+        time.sleep(rest)
 
 
 def _doubtful(window: WindowSpec, steps: Sequence[ObservedStep]) -> list[StepFolder]:
