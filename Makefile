@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-gcs test-slow clean
+.PHONY: help demo test lint format bench bench-gcs bench-inventory test-slow fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-slow: $(STAMP) ## Tests that take more than a minute each (a real TRL run)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,trl]"
 	$(BIN)/python -m pytest -m slow
 
+fuzz: $(STAMP) ## Thousands of hostile headers, indexes and listings (some minutes)
+	$(BIN)/python -m pytest -m fuzz -n auto
+
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +42,9 @@ bench: $(STAMP) ## Speed, bytes, disk and memory beside plain reads; REFERENCE=D
 
 bench-gcs: $(STAMP) ## The range reader beside blob.download_as_bytes and plain urllib3
 	$(BIN)/python benchmarks/gcs.py
+
+bench-inventory: $(STAMP) ## How long it takes to find a window of 150 checkpoints, 20 ms away
+	$(BIN)/python benchmarks/inventory.py
 
 clean: ## Remove what make made
 	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -102,7 +102,7 @@ def main() -> None:
                 "base": str(base.resolve()),
                 "trajectory": str(trajectory.resolve()),
                 "run_root": str(out.resolve()),
-                "window": {"t_cut": arguments.steps},
+                "window": {"t_cut": arguments.steps, "settle_seconds": 0},
                 "fit": {"memory_budget": arguments.budget},
                 "candidates": {"target_steps": [int(TARGETS)], "baselines": ["last_observed"]},
             }

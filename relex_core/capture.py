@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from relex_core import layout
 from relex_core.checkpoints.checkpoint import CONFIG
-from relex_core.collect import ObservedStep
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.errors import DataError
 from relex_core.events import record_event
 from relex_core.parallel import ordered_map

@@ -111,14 +111,24 @@ def demo(out: str, task: str, truth: bool, seed: int, as_json: bool) -> None:
 
 @main.command()
 @click.argument("uri")
+@click.option("--step-folder", metavar="NAME", help='Name of a step folder, with {step} for the step: "iter_{step}".')
+@click.option("--weights", metavar="FOLDER", default="", help="Folder of the weights inside a step folder.")
+@click.option("--marker", metavar="FILE", default="", help="File that the trainer writes last into a step folder.")
 @json_option
 @stage
-def inspect(uri: str, as_json: bool) -> None:
-    """Show which steps lie in a trajectory, which are complete, and which not and why."""
+def inspect(uri: str, step_folder: str | None, weights: str, marker: str, as_json: bool) -> None:
+    """Show which steps lie in a trajectory, which are complete, and which not and why.
+
+    The layouts of known trainers are recognised; --step-folder tries one of your own, as `layout` of a spec says it.
+    """
     from relex_core.inspect import inspect_trajectory
+    from relex_core.spec import resolve_layout
     from relex_core.tables import trajectory_text
 
-    report = inspect_trajectory(_location(uri))
+    if step_folder is None and (weights or marker):
+        raise click.UsageError("--weights and --marker need --step-folder")
+    layout = None if step_folder is None else resolve_layout(step_folder, weights, marker)
+    report = inspect_trajectory(_location(uri), layout)
     _print(report.model_dump(mode="json"), lambda: trajectory_text(report), as_json)
 
 

@@ -1,6 +1,6 @@
 """collect: RunSpec -> WindowManifest. Decides which checkpoints are the observation window, from headers alone.
 
-    listing -> step folders -> headers, in parallel -> complete? the same tensors? -> window.json
+    observed steps -> which are the window? complete? the same tensors? -> window.json
 
 No weight is read and nothing here imports torch, so a sensor can ask `find_window` as often as it likes.
 """
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from relex_core import layout
 from relex_core.checkpoints.checkpoint import CONFIG, Checkpoint, open_checkpoint
-from relex_core.checkpoints.layouts import CAPTURED, LAYOUTS, StepFolder, find_steps
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.checkpoints.safetensors_file import FLOATS
 from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
 from relex_core.events import record_event
@@ -28,11 +26,9 @@ from relex_core.manifest import (
     WindowManifest,
     load_manifest,
 )
+from relex_core.observe import observe_settled, torn_below
 from relex_core.spec import RunSpec, WindowSpec
-from relex_core.storage import ObjectInfo, exists, join_uri, open_store, open_stores, read_bytes, split_uri, write_bytes
-from relex_core.storage.captured import STEP_NAME
-
-HEADER_READS_AT_ONCE = 16
+from relex_core.storage import ObjectInfo, exists, open_store, read_bytes, write_bytes
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
 COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
@@ -51,20 +47,6 @@ IDENTITY_FIELDS = (
     "tie_word_embeddings",
     "rope_theta",
 )
-
-
-@dataclass(frozen=True)
-class ObservedStep:
-    """One step folder with what its headers say."""
-
-    folder: StepFolder
-    uri: str
-    checkpoint: Checkpoint
-
-    @property
-    def incomplete(self) -> list[str]:
-        marker = [self.folder.unfinished] if self.folder.unfinished else []
-        return marker + self.checkpoint.incomplete
 
 
 def collect(spec: RunSpec) -> WindowManifest:
@@ -134,13 +116,16 @@ def load_spec_of(run: str) -> RunSpec:
 def find_window(spec: RunSpec) -> WindowManifest:
     """The observation window as it stands now; writes nothing.
 
+    It may pause for up to three times `window.settle_seconds` before a verdict that a live trainer could overturn.
+
     Raises:
         WindowNotReady: the window is not complete yet.
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
     """
     base_files, base = _open_base(spec.base)
-    steps = observe(spec.trajectory, captured=join_uri(spec.run_root, layout.CAPTURED))
-    _refuse_bad_steps(spec.window, steps)
+    steps = observe_settled(spec)
+    _refuse_unreadable(steps)
+    _refuse_torn(spec.window, steps)
     window = _window(spec, steps)
     problems = [
         f"step {step.folder.step}: {problem}"
@@ -158,47 +143,6 @@ def find_window(spec: RunSpec) -> WindowManifest:
     manifest = _manifest(spec, base_files, base, window)
     refuse_identical_files(manifest)
     return manifest
-
-
-def observe(trajectory: str, *, captured: str = "") -> list[ObservedStep]:
-    """Every step folder of a trajectory, its headers read in parallel; complete or not.
-
-    Args:
-        captured: folder of captured steps; they stand for the originals, which may be deleted at any moment.
-
-    Raises:
-        WindowNotReady: there is none.
-        DataError: two folders claim one step, or a captured step is damaged.
-    """
-    copies = {step.folder.step: step for step in _captured_steps(captured)} if captured else {}
-    store = open_store(trajectory)
-    folders = [folder for folder in find_steps(store, store.list()) if folder.step not in copies]
-    if not folders and not copies:
-        known = ", ".join(f"{layout.step_folder}/{layout.weights}".rstrip("/") for layout in LAYOUTS)
-        raise WindowNotReady(
-            "no step folder is there yet",
-            where=trajectory,
-            expected=f"folders like one of: {known}".replace(r"(\d{1,15})", "N"),
-            next_step="check the trajectory's path, or wait for the first checkpoint",
-        )
-
-    def look(folder: StepFolder) -> ObservedStep:
-        uri = join_uri(trajectory, folder.weights)
-        return ObservedStep(folder, uri, open_checkpoint(open_store(uri), folder.files))
-
-    with ThreadPoolExecutor(HEADER_READS_AT_ONCE) as pool:
-        steps = [*copies.values(), *pool.map(look, folders)]
-    return sorted(steps, key=lambda step: step.folder.step)
-
-
-def _captured_steps(folder: str) -> list[ObservedStep]:
-    names = [info.name for info in open_store(folder).list() if STEP_NAME.fullmatch(info.name)]
-    steps = []
-    for store in open_stores([join_uri(folder, name) for name in names]):
-        files, name = tuple(store.list()), split_uri(store.uri)[1]
-        step = int(name.removeprefix("step-").removesuffix(".relexpatch"))
-        steps.append(ObservedStep(StepFolder(step, name, CAPTURED, files), store.uri, open_checkpoint(store, files)))
-    return steps
 
 
 def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
@@ -219,20 +163,15 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     return files, base
 
 
-def _refuse_bad_steps(spec: WindowSpec, steps: Sequence[ObservedStep]) -> None:
-    """Refuse an incomplete checkpoint of the window that lies below a complete one: it will never become complete."""
-    complete = [step.folder.step for step in steps if not step.incomplete]
-    # Without any complete step to compare with, a later step folder shows that the earlier ones are finished.
-    last = complete[-1] if complete else steps[-1].folder.step
-    problems = [
-        f"step {step.folder.step}: {problem}"
-        for step in steps
-        if spec.first <= step.folder.step <= spec.t_cut
-        and step.folder.step < last
-        # Beyond the last step that the framework calls complete, steps may still be in work.
-        and not (step.folder.unfinished and step.folder.layout.last_step_file)
-        for problem in step.incomplete
-    ]
+def _refuse_unreadable(steps: Sequence[ObservedStep]) -> None:
+    """Refuse a trajectory in a format that relex cannot read at once, whatever t_cut is."""
+    for step in steps:
+        if step.folder.layout.refused:
+            raise WindowError(step.folder.layout.refused, where=step.uri, next_step=step.folder.layout.advice)
+
+
+def _refuse_torn(spec: WindowSpec, steps: Sequence[ObservedStep]) -> None:
+    problems = [f"step {step.folder.step}: {why}" for step in torn_below(spec, steps) for why in step.incomplete]
     if problems and not spec.skip_incomplete:
         raise WindowError(
             "incomplete checkpoints below a later one:",

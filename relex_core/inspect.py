@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
-from relex_core.collect import observe
+from relex_core.checkpoints.observed import ObservedStep
+from relex_core.observe import layouts_for, list_trajectory, look_at, vouched
+from relex_core.spec import LayoutSpec
 
 
 class StepReport(BaseModel):
@@ -16,6 +19,9 @@ class StepReport(BaseModel):
     folder: str
     layout: str
     complete: bool
+    settled: bool
+    """False for a complete step that may still change: the newest one, just written, without a completion marker.
+    `relex collect` lists it twice before it takes it."""
     problems: tuple[str, ...]
     tensors: int
     dtypes: tuple[str, ...]
@@ -29,34 +35,64 @@ class TrajectoryReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     trajectory: str
+    layout: LayoutSpec | None
+    """The layout that was asked for; None: the known ones."""
     steps: tuple[StepReport, ...]
+    other_folders: tuple[str, ...]
+    """Folders of the trajectory that are no steps."""
+    advice: str
+    """What to do about a format that relex cannot read; "" where it can."""
 
     @property
     def last_complete(self) -> int | None:
         """Newest complete step."""
         return max((step.step for step in self.steps if step.complete), default=None)
 
+    @property
+    def skeleton(self) -> str:
+        """A spec (YAML) to go on with; "" while no step is complete."""
+        if self.last_complete is None:
+            return ""
+        spec: dict[str, object] = {"base": "BASE_MODEL", "trajectory": self.trajectory}
+        if self.layout:
+            spec["layout"] = self.layout.model_dump(exclude_defaults=True)
+        spec["window"] = {"t_cut": self.last_complete}
+        return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000)
 
-def inspect_trajectory(uri: str) -> TrajectoryReport:
+
+def inspect_trajectory(uri: str, layout: LayoutSpec | None = None) -> TrajectoryReport:
     """Look at every step folder below `uri`.
 
+    Args:
+        uri: an absolute location.
+        layout: how step folders are laid out; None: as one of the known trainers does.
+
     Raises:
-        WindowNotReady: there is none.
+        WindowNotReady: there is no step folder.
         DataError: two folders claim one step.
     """
-    reports = []
-    for observed in observe(uri):
-        problems = (*observed.incomplete, *observed.checkpoint.wrong)
-        reports.append(
-            StepReport(
-                step=observed.folder.step,
-                folder=observed.folder.weights,
-                layout=observed.folder.layout.name,
-                complete=not problems,
-                problems=problems,
-                tensors=len(observed.checkpoint.tensors),
-                dtypes=tuple(sorted({stored.entry.dtype for stored in observed.checkpoint.tensors.values()})),
-                bytes=sum(info.size for info in observed.checkpoint.files),
-            )
-        )
-    return TrajectoryReport(trajectory=uri, steps=tuple(reports))
+    trajectory = list_trajectory(uri, layouts_for(layout))
+    steps = look_at(uri, trajectory)
+    advice = next((step.folder.layout.advice for step in steps if step.folder.layout.refused), "")
+    return TrajectoryReport(
+        trajectory=uri,
+        layout=layout,
+        steps=tuple(_report(step, steps) for step in steps),
+        other_folders=trajectory.other_folders,
+        advice=advice,
+    )
+
+
+def _report(step: ObservedStep, steps: list[ObservedStep]) -> StepReport:
+    problems = (*step.incomplete, *step.checkpoint.wrong)
+    return StepReport(
+        step=step.folder.step,
+        folder=step.folder.weights,
+        layout=step.folder.layout.name,
+        complete=not problems,
+        settled=bool(not problems and vouched(steps, step)),
+        problems=problems,
+        tensors=len(step.checkpoint.tensors),
+        dtypes=tuple(sorted({stored.entry.dtype for stored in step.checkpoint.tensors.values()})),
+        bytes=sum(info.size for info in step.checkpoint.files),
+    )

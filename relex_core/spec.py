@@ -13,6 +13,7 @@ import difflib
 import json
 import typing
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -27,11 +28,13 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from relex_core.errors import SpecError
 from relex_core.storage.uri import absolute_uri, join_uri
+from relex_core.yaml_text import DuplicateKey, parse_json, parse_yaml
 
 Baseline = Literal["last_observed", "trailing_average", "weight_extrapolation", "first_update", "expo", "pinned"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
@@ -65,6 +68,9 @@ class WindowSpec(Section):
     """A window with fewer checkpoints is refused; a line needs two."""
     skip_incomplete: bool = False
     """Leave out an incomplete checkpoint that lies below a complete one, instead of refusing the window."""
+    settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Where the trainer leaves no completion marker, a newest checkpoint that the window needs must stay the same over
+    two listings this far apart, unless it is plainly old. 0: one listing is enough (the trainer has ended)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WindowSpec:
@@ -76,6 +82,51 @@ class WindowSpec(Section):
                 f"{self.t_cut} - {self.first} is not divisible by {self.every}"
             )
         return self
+
+
+class LayoutSpec(Section):
+    """How a trainer that relex does not know lays out its steps; the known layouts are not tried then."""
+
+    step_folder: Annotated[str, Field(max_length=200)]
+    """Name of a step folder, with `{step}` for the step's digits and `*` for anything: "iter_{step}"."""
+    weights: Annotated[str, Field(max_length=500)] = ""
+    """Folder of the weights inside the step folder; "" is the step folder itself."""
+    marker: Annotated[str, Field(max_length=500)] = ""
+    """File inside the step folder that the trainer writes last; "" if there is none."""
+
+    @field_validator("step_folder", mode="before")
+    @classmethod
+    def _quoted(cls, name: object) -> object:
+        if isinstance(name, dict):
+            raise ValueError('YAML reads {step} as a mapping: write it in quotes, "{step}"')
+        return name
+
+    @field_validator("step_folder")
+    @classmethod
+    def _template(cls, name: str) -> str:
+        if "/" in name or "\\" in name:
+            raise ValueError(
+                "this is the name of one folder: put folders above it into `trajectory`, those below it into `weights`"
+            )
+        named = [field for _, field, _, _ in _fields(name) if field is not None]
+        if named != ["step"] or "{step}" not in name:
+            raise ValueError('write {step}, just so and once, where the step stands, for example "iter_{step}"')
+        return name
+
+    @field_validator("weights", "marker")
+    @classmethod
+    def _below_the_step(cls, path: str) -> str:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if path.startswith("/") or "\\" in path or ".." in parts:
+            raise ValueError("this is a path inside the step folder, without ..")
+        return "/".join(parts)
+
+
+def _fields(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(Formatter().parse(template))
+    except ValueError as error:  # a lone brace
+        raise ValueError(f"{error}; only {{step}} may stand in braces") from None
 
 
 class FitSpec(Section):
@@ -254,8 +305,8 @@ def _definition(name: object, info: ValidationInfo) -> dict[str, Any]:
     folder = info.context["folder"] if info.context else Path.cwd()
     path = Path(folder, str(name))
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, DuplicateKey) as error:
         raise ValueError(f"the task definition {path} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"the task definition {path} is not a mapping")
@@ -360,6 +411,8 @@ class RunSpec(Section):
     run_root: Location
     """Where relex writes; `--out` overrides it. Default: TRAJECTORY/relex."""
     window: WindowSpec
+    layout: LayoutSpec | None = None
+    """Absent: one of the layouts of docs/trainers.md, recognised by its folders."""
     fit: FitSpec = FitSpec()
     candidates: CandidatesSpec = CandidatesSpec()
     evaluation: EvaluationSpec | None = None
@@ -378,10 +431,13 @@ class RunSpec(Section):
     def identity(self) -> dict[str, Any]:
         """The fields that a run directory belongs to: a spec that differs here needs another directory.
 
-        Where and how fast the fit runs does not change its result, so those fields are left out.
+        Where and how fast the fit runs, and how carefully was looked, does not change the result: those fields are
+        left out.
         """
         fit = self.fit.model_dump(mode="json", exclude={"device", "memory_budget"})
-        return {"base": self.base, "trajectory": self.trajectory, "window": self.window.model_dump(), "fit": fit}
+        window = self.window.model_dump(exclude={"settle_seconds"})
+        layout = self.layout and self.layout.model_dump()
+        return {"base": self.base, "trajectory": self.trajectory, "window": window, "layout": layout, "fit": fit}
 
 
 def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
@@ -396,12 +452,16 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
     """
     path = Path(path)
     # Not all JSON is YAML: a tab indents the one and breaks the other.
-    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
+    kind, parse = ("JSON", parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
     try:
         data = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(
             f"cannot read the spec: {error.strerror}", where=str(path), next_step="give the path of a YAML file"
+        ) from error
+    except DuplicateKey as error:
+        raise SpecError(
+            f"the spec gives a field twice: {error}", where=str(path), next_step="keep one of the two"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
@@ -437,8 +497,22 @@ def resolve_spec(data: object, *, where: str, folder: Path, out: str | None = No
         raise SpecError(f"the spec holds something that is not plain data: {error}", where=where) from None
 
 
-def _all_faults(error: ValidationError) -> str:
-    lines = ["the spec is wrong:"]
+def resolve_layout(step_folder: str, weights: str = "", marker: str = "") -> LayoutSpec:
+    """A layout given outside of a spec, on the command line.
+
+    Raises:
+        SpecError: it is no layout.
+    """
+    try:
+        return LayoutSpec(step_folder=step_folder, weights=weights, marker=marker)
+    except ValidationError as error:
+        raise SpecError(
+            _all_faults(error, "the layout is wrong:"), next_step="see `layout` in docs/trainers.md"
+        ) from None
+
+
+def _all_faults(error: ValidationError, heading: str = "the spec is wrong:") -> str:
+    lines = [heading]
     for fault in error.errors(include_url=False):
         location = tuple(str(part) for part in fault["loc"] if part not in (ONE, SEVERAL))
         name = ".".join(location) or "spec"

@@ -12,7 +12,7 @@ from rich.table import Table
 from relex_core.dry_run import RunPlan
 from relex_core.fit.artifact import FitArtifact
 from relex_core.forecast import Forecast
-from relex_core.inspect import TrajectoryReport
+from relex_core.inspect import StepReport, TrajectoryReport
 from relex_core.manifest import WindowManifest
 from relex_core.watch import WatchResult
 
@@ -55,18 +55,30 @@ def trajectory_text(report: TrajectoryReport) -> str:
         (
             str(step.step),
             step.layout,
-            "complete" if step.complete else "; ".join(step.problems),
+            _state(step),
             str(step.tensors),
             " ".join(step.dtypes),
             size_text(step.bytes),
         )
         for step in report.steps
     ]
-    table = table_text(("step", "layout", "state", "tensors", "dtypes", "size"), rows)
-    if report.last_complete is None:
-        return f"{table}\n\nNo step is complete."
-    spec = f"base: BASE_MODEL\ntrajectory: {report.trajectory}\nwindow: {{t_cut: {report.last_complete}}}"
-    return f"{table}\n\nTo go on, write relex.yaml:\n\n{spec}\n\nand type: relex run relex.yaml --dry-run"
+    parts = [table_text(("step", "layout", "state", "tensors", "dtypes", "size"), rows)]
+    complete = [step for step in report.steps if step.complete]
+    total = size_text(sum(step.bytes for step in complete))
+    parts.append(f"Complete: {len(complete)} of {len(rows)} steps, {total}.")
+    if report.other_folders:
+        parts.append(f"No steps: {', '.join(report.other_folders)}.")
+    if report.skeleton:
+        parts.append(f"To go on, write relex.yaml:\n\n{report.skeleton}\nand type: relex run relex.yaml --dry-run")
+    elif report.advice:
+        parts.append(f"To go on, {report.advice}.")
+    return "\n\n".join(parts)
+
+
+def _state(step: StepReport) -> str:
+    if not step.complete:
+        return "; ".join(step.problems)
+    return "complete" if step.settled else "complete, if it stays as it is: no marker, and written just now"
 
 
 def plan_text(plan: RunPlan) -> str:

@@ -23,8 +23,10 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
 from relex_core.capture import capture_step, is_captured
+from relex_core.checkpoints.layouts import StepFolder
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.claim import Claim, ClaimLost
-from relex_core.collect import ObservedStep, claim_run_directory, find_window, observe
+from relex_core.collect import claim_run_directory, find_window
 from relex_core.errors import (
     AccessDenied,
     CheckpointChanged,
@@ -35,6 +37,7 @@ from relex_core.errors import (
 )
 from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, digest_of
+from relex_core.observe import layouts_for, observe, vouched
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, open_store, read_bytes
 
@@ -113,7 +116,7 @@ def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> Wa
             if (fired := _fired(store, folder)) is not None:  # by the one from whom the claim was taken over
                 return WatchResult(fired, by_this_worker=False)
             action(spec, manifest)
-            return WatchResult(_record(store, folder, claim.owner, name, manifest), by_this_worker=True)
+            return _record(store, folder, claim.owner, name, manifest)
 
 
 def watch_key(spec: RunSpec) -> str:
@@ -122,12 +125,12 @@ def watch_key(spec: RunSpec) -> str:
 
 
 def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:
-    failures = 0
+    failures, news = 0, _News(spec)
     while True:
         claim.require()
         try:
             if options.capture:
-                for step in _new_steps(spec):
+                for step in news.steps():
                     claim.require()
                     clock.reset()
                     _capture(spec, step)
@@ -144,13 +147,25 @@ def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: 
             clock.wait(f"{error.what} (attempt {failures} of {MOST_FAILURES})", give_up=error)
 
 
-def _new_steps(spec: RunSpec) -> Iterator[ObservedStep]:
-    """Complete checkpoints of the window that are not captured yet, first the oldest: it is deleted first."""
-    with suppress(WindowNotReady):
-        for step in observe(spec.trajectory):
-            wanted = spec.window.first <= step.folder.step <= spec.window.t_cut
-            complete = not (step.incomplete or step.checkpoint.wrong)
-            if wanted and complete and not is_captured(spec.run_root, step.folder.step):
+class _News:
+    """Complete checkpoints of the window that are not captured yet."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._before: set[StepFolder] = set()
+
+    def steps(self) -> Iterator[ObservedStep]:
+        """First the oldest, which is deleted first. One that may still be written to has to look the same twice."""
+        window, run = self._spec.window, self._spec.run_root
+        try:
+            steps = observe(self._spec.trajectory, layouts_for(self._spec.layout))
+        except WindowNotReady:
+            return
+        before, self._before = self._before, {step.folder for step in steps}
+        for step in steps:
+            wanted = step.complete and window.first <= step.folder.step <= window.t_cut
+            settled = vouched(steps, step) or step.folder in before
+            if wanted and settled and not is_captured(run, step.folder.step):
                 yield step
 
 
@@ -177,15 +192,15 @@ def _fired(store: Store, folder: str) -> Fired | None:
         return None
 
 
-def _record(store: Store, folder: str, owner: str, name: str, manifest: WindowManifest) -> Fired:
+def _record(store: Store, folder: str, owner: str, name: str, manifest: WindowManifest) -> WatchResult:
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     fired = Fired(owner=owner, time=time, action=name, window_digest=manifest.digest)
     try:
         store.create(f"{folder}/fired.json", (fired.model_dump_json(indent=1) + "\n").encode())
-    except ObjectExists:  # a stalled worker, from whom the claim was taken over while it acted, was first after all
-        return _fired(store, folder) or fired
+    except ObjectExists:  # this worker was stalled for longer than a lease; the one that took over was first
+        return WatchResult(_fired(store, folder) or fired, by_this_worker=False)
     record_event(store.uri, "fired", action=name, digest=manifest.digest)
-    return fired
+    return WatchResult(fired, by_this_worker=True)
 
 
 class _Clock:

@@ -53,8 +53,7 @@ def write_run(root: Path, base: Tensors, states: Mapping[int, Tensors], *, out: 
         for step, tensors in states.items():
             save(root / "trajectory" / f"global_step_{step}", tensors)
     spec = {"base": str(root / "base"), "trajectory": str(root / "trajectory"), **sections}
-    if "window" not in spec:
-        spec["window"] = {"t_cut": max(states)}
+    spec["window"] = {"settle_seconds": 0, **(sections.get("window") or {"t_cut": max(states)})}
     collect(resolve_spec(spec, where="test", folder=root, out=str(root / out)))
     return str(root / out)
 

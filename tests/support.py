@@ -27,6 +27,10 @@ WEIGHTS_FOLDER = {
     "verl": "global_step_{}/actor/huggingface",
     "authors": "global_step_{}",
     "hf": "checkpoint-{}",
+    "openrlhf": "global_step{}_hf",
+    "skyrl": "global_step_{}/policy",
+    "prime-rl": "step_{}",
+    "verl-megatron": "global_step_{}/actor/model/huggingface",
 }
 
 
@@ -76,7 +80,9 @@ def write_trajectory(
         folder = write_checkpoint(root / WEIGHTS_FOLDER[layout].format(step), state, shards)
         if layout == "hf":
             (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    if layout == "verl":
+        if layout == "prime-rl":
+            (folder / "STABLE").touch()
+    if layout.startswith("verl"):
         (root / "latest_checkpointed_iteration.txt").write_text(str(max(steps)))
     return root
 
@@ -85,9 +91,9 @@ def make_spec(root: Path, t_cut: int, **sections: Any) -> RunSpec:
     """The spec of a trajectory that `write_trajectory` wrote: base root/base, run directory root/run.
 
     Args:
-        sections: more of the spec, for example fit={"rank": 2}; `window` is merged with `t_cut`.
+        sections: more of the spec, for example fit={"rank": 2}; `window` is merged with `t_cut` and no second listing.
     """
-    window = {"t_cut": t_cut, **sections.pop("window", {})}
+    window = {"t_cut": t_cut, "settle_seconds": 0, **sections.pop("window", {})}
     data = {"base": "base", "trajectory": ".", "run_root": "run", "window": window, **sections}
     return resolve_spec(data, where="test", folder=root)
 

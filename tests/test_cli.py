@@ -60,7 +60,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def write_spec(root: Path, t_cut: int = 4, **sections: Any) -> None:
-    data = {"base": "base", "trajectory": ".", "run_root": "run", "window": {"t_cut": t_cut}, **sections}
+    window = {"t_cut": t_cut, "settle_seconds": 0}
+    data = {"base": "base", "trajectory": ".", "run_root": "run", "window": window, **sections}
     (root / "relex.yaml").write_text(json.dumps(data))
 
 

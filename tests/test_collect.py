@@ -28,9 +28,10 @@ from support import (
     write_trajectory,
 )
 
-from relex_core.collect import collect, find_window, load_spec_of, observe, refuse_identical_files
+from relex_core.collect import collect, find_window, load_spec_of, refuse_identical_files
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
 from relex_core.manifest import FileRecord, WindowManifest, load_manifest
+from relex_core.observe import observe
 from relex_core.spec import RunSpec
 from relex_core.storage import join_uri
 from relex_core.storage.local import LocalStore
@@ -289,7 +290,7 @@ def test_steps_beyond_verl_s_tracker_may_still_be_in_work(tmp_path: Path) -> Non
 def test_the_trainer_state_is_the_hf_trainer_s_marker(tmp_path: Path) -> None:
     trajectory(tmp_path, layout="hf")
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
-    assert "step 4: trainer_state.json, which HF Trainer / TRL writes last, is not there" in not_ready(
+    assert "step 4: trainer_state.json, the marker of HF Trainer / TRL, is not there" in not_ready(
         make_spec(tmp_path, t_cut=4)
     )
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()

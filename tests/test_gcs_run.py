@@ -23,7 +23,7 @@ def spec(base: str, trajectory: str, run: str) -> RunSpec:
         "base": base,
         "trajectory": trajectory,
         "run_root": run,
-        "window": {"t_cut": 16},
+        "window": {"t_cut": 16, "settle_seconds": 0},
         "fit": {"rank": 2, "trailing_averages": [4], "group_size": 20_000},
         "candidates": {"target_steps": [40], "baselines": ["trailing_average", "weight_extrapolation"]},
     }

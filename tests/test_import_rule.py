@@ -26,10 +26,12 @@ ORDER = (
     "parallel",
     "progress",
     "storage",
+    "yaml_text",
     "spec",
     "manifest",
     "checkpoints",
     "events",
+    "observe",
     "collect",
     "inspect",
     "capture",
@@ -56,21 +58,9 @@ ORDER = (
 
 # What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
 BARE = (
-    *("errors", "layout", "parallel", "progress", "storage", "spec", "manifest", "checkpoints", "events"),
-    *(
-        "collect",
-        "inspect",
-        "capture",
-        "claim",
-        "watch",
-        "targets",
-        "plan",
-        "fit.__init__",
-        "fit.artifact",
-        "fit.columns",
-        "recipes",
-        "candidate",
-    ),
+    *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
+    *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
+    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
     *("dry_run", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}

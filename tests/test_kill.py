@@ -25,7 +25,7 @@ def collected(run: Path, **candidates: object) -> Path:
     spec = {
         "base": str(GOLDEN / "base"),
         "trajectory": str(GOLDEN),
-        "window": {"t_cut": 16},
+        "window": {"t_cut": 16, "settle_seconds": 0},
         "fit": {"group_size": 1, "rank": 2},
         "candidates": candidates,
     }

@@ -141,7 +141,7 @@ ENTRY = json.dumps(entry()).encode()
 
 HOSTILE = {
     "not JSON": file_with(b"{]", 4),
-    "no JSON at all": file_with(b"", 4),
+    "no JSON at all": file_with(b"    ", 4),
     "a list": file_with([], 0),
     "a number": file_with(1, 0),
     "UTF-16": file_with(json.dumps({"a": entry()}).encode("utf-16-le"), 4),
@@ -195,6 +195,8 @@ TORN = {
     "a header longer than the object": file_with({"a": entry()}, 4)[:30],
     "only the length": file_with({"a": entry()}, 4)[:8],
     "no tensors": file_with({"a": entry()}, 0),
+    "reserved, nothing written": bytes(100),
+    "reserved, only the length written": file_with(bytes(64), 4),
     "one byte short": file_with({"a": entry()}, 3),
     "an offset far out of range": file_with({"a": entry(shape=(2**40,), offsets=(0, 2**42))}, 4),
 }

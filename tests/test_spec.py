@@ -115,6 +115,8 @@ def test_out_overrides_run_root_and_is_relative_to_the_working_directory(
         ("file:///data/my%20runs", "/data/my runs"),
         ("/data/runs", "/data/runs"),
         ("runs", "/specs/runs"),
+        ("../runs/./a/../b", "/runs/b"),
+        ("gs://bucket/a/../b", "gs://bucket/b"),
     ],
 )
 def test_locations_become_absolute(given: str, meant: str) -> None:
@@ -186,6 +188,8 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"window": {"t_cut": 10, "first": 1, "every": 2}}, "10 - 1 is not divisible by 2"),
         ({"window": {"t_cut": 10, "min_checkpoints": 1}}, "window.min_checkpoints"),
         ({"window": {"t_cut": 2**53}}, "window.t_cut"),
+        ({"window": {"t_cut": 5, "settle_seconds": -1}}, "window.settle_seconds"),
+        ({"window": {"t_cut": 5, "settle_seconds": float("nan")}}, "window.settle_seconds"),
         ({"fit": {"temporal": "linear", "degree": 2}}, "degree=2 needs temporal: polynomial"),
         ({"fit": {"basis": "per_parameter", "rank": 2}}, "basis: per_parameter has none"),
         ({"fit": {"trailing_averages": [5, 5]}}, "names the same length twice"),
@@ -231,6 +235,35 @@ def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, text: str, fault: str
         load_spec(write(tmp_path / "s.yaml", text))
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("base: b\ntrajectory: t\nwindow: {t_cut: 8}\nbase: c\n", "line 4: 'base' stands twice, first in line 1"),
+        ("base: b\nwindow:\n  t_cut: 8\n  first: 2\n  t_cut: 9\n", "line 5: 't_cut' stands twice, first in line 3"),
+        ("base: b\nwindow: {t_cut: 8, t_cut: 9}\n", "line 2: 't_cut' stands twice, first in line 2"),
+        ("base: b\nfit: &f {rank: 1}\nwindow: {<<: *f, t_cut: 8}\n\nfit: *f", "line 5: 'fit' stands twice"),
+        ("base: b\nevaluation:\n  guards:\n  - {a: 1}\n  - {b: 1, c: [{d: 1, d: 2}]}\n", "line 5: 'd' stands twice"),
+    ],
+)
+def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path: Path, text: str, fault: str) -> None:
+    path = write(tmp_path / "s.yaml", text)
+    with pytest.raises(SpecError, match="the spec gives a field twice") as caught:
+        load_spec(path)
+    assert fault in caught.value.what and caught.value.where == str(path)
+
+
+def test_a_field_that_stands_twice_in_json_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.json", '{"base": "b", "window": {"t_cut": 1, "t_cut": 2}}')
+    with pytest.raises(SpecError, match="gives a field twice: 't_cut' stands twice in one object"):
+        load_spec(path)
+
+
+def test_a_key_that_a_merge_overrules_does_not_stand_twice(tmp_path: Path) -> None:
+    text = "base: b\ntrajectory: t\nfit: &f {rank: 2}\nwindow: {t_cut: 8}\nx-unused: {<<: *f, rank: 3}\n"
+    with pytest.raises(SpecError, match="x-unused: unknown field"):  # and nothing else is wrong
+        load_spec(write(tmp_path / "s.yaml", text))
+
+
 def test_a_broken_json_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="not JSON"):
         load_spec(write(tmp_path / "s.json", '{"base": "b",'))
@@ -266,12 +299,14 @@ def test_identity_is_what_decides_the_bytes_of_window_and_fit() -> None:
         {"decision": {"min_gain": 0.1}},
         {"evaluation": EVALUATION},
         {"run_root": "elsewhere"},
+        {"window": {"t_cut": 75, "settle_seconds": 0}},
     ):
         assert resolve(**same).identity() == identity, same
     for other in (
         {"base": "another"},
         {"trajectory": "another"},
         {"window": {"t_cut": 74}},
+        {"layout": {"step_folder": "iter_{step}"}},
         {"window": {"t_cut": 75, "skip_incomplete": True}},
         {"fit": {"rank": 2}},
         {"fit": {"trailing_averages": [5]}},

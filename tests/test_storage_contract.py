@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,32 @@ class TestListing:
         created = store.create("fit/fit.json", b"{}")
         assert list(store.list()) == [store.stat("fit/fit.json")] == [created]
         assert created.size == 2 and created.generation > 0
+
+    def test_an_object_s_age_is_known_and_no_part_of_what_it_is(self, store: Store) -> None:
+        before = time.time()
+        created = store.create("a", b"1")
+        write_bytes(store, "b", b"2")
+        for info in (created, *store.list(), store.stat("b")):
+            assert info.updated is not None
+            assert before - 1 <= info.updated <= time.time() + 1  # file systems' clocks tick more coarsely
+        assert replace(created, updated=None) == created
+        assert hash(replace(created, updated=0.0)) == hash(created)
+
+    def test_an_object_that_is_replaced_is_young_again(self, store: Store) -> None:
+        write_bytes(store, "a", b"1")
+        first = store.stat("a").updated
+        time.sleep(0.02)
+        write_bytes(store, "a", b"2")
+        second = store.stat("a").updated
+        assert first is not None and second is not None and second > first
+
+    @pytest.mark.parametrize("root", ["local"], indirect=True)
+    def test_a_file_s_age_cannot_be_set_back(self, store: Store, root: str) -> None:
+        created = store.create("a", b"1")
+        os.utime(Path(root, "a"), (1, 1))
+        (listed,) = store.list()
+        assert listed.generation == 10**9
+        assert created.updated is not None and listed.updated is not None and listed.updated >= created.updated
 
     @pytest.mark.parametrize("root", ["gcs"], indirect=True)
     def test_the_empty_objects_that_stand_for_folders_are_left_out(self, store: Store, root: str) -> None:
@@ -337,6 +365,53 @@ class TestLocations:
     def test_a_file_uri_with_two_slashes_is_refused(self) -> None:
         with pytest.raises(SpecError, match="file"):
             absolute_uri("file://data/runs", Path("/"))
+
+    def test_a_file_uri_opens_a_store_and_an_unknown_scheme_none(self, tmp_path: Path) -> None:
+        (tmp_path / "a b").mkdir()
+        write_bytes(open_store((tmp_path / "a b").as_uri()), "object", b"x")
+        assert (tmp_path / "a b" / "object").read_bytes() == b"x"
+        with pytest.raises(SpecError, match="unknown scheme s3://"):
+            open_store("s3://bucket/run")
+
+    @pytest.mark.parametrize(
+        ("uri", "meant"),
+        [
+            ("runs/../t", "/specs/t"),
+            ("../t/./x/", "/t/x"),
+            ("/a/b/../../..", "/"),
+            ("file:///data/x/../runs", "/data/runs"),
+            ("file:///data/%2E%2E/runs", "/runs"),
+            ("gs://bucket/a/../b/./c/", "gs://bucket/b/c"),
+            ("gs://bucket/a/..", "gs://bucket"),
+            ("gs://bucket/a..b/...", "gs://bucket/a..b/..."),
+        ],
+    )
+    def test_dots_are_resolved(self, uri: str, meant: str) -> None:
+        assert absolute_uri(uri, Path("/specs")) == meant
+        assert absolute_uri(meant, Path("/")) == meant
+
+    def test_dots_behind_a_link_lead_where_the_system_says(self, tmp_path: Path) -> None:
+        (tmp_path / "disk" / "runs").mkdir(parents=True)
+        (tmp_path / "disk" / "base").write_bytes(b"x")
+        (tmp_path / "link").symlink_to(tmp_path / "disk" / "runs")
+        found = absolute_uri("link/../base", tmp_path)
+        assert found == str(tmp_path / "disk" / "base")
+        assert Path(found).samefile(tmp_path / "link" / ".." / "base")
+        assert absolute_uri("link/x", tmp_path) == str(tmp_path / "link" / "x")  # as the user wrote it
+
+    @pytest.mark.parametrize(
+        ("uri", "fault"),
+        [
+            ("gs://bucket/../other", "leaves its bucket"),
+            ("gs://bucket/a/../../other", "leaves its bucket"),
+            ("a\0b", "NUL"),
+            ("file:///a%00b", "NUL"),
+            ("~nobody-of-that-name/x", "home"),
+        ],
+    )
+    def test_locations_that_lead_nowhere_are_refused(self, uri: str, fault: str) -> None:
+        with pytest.raises(SpecError, match=fault):
+            absolute_uri(uri, Path("/specs"))
 
     @pytest.mark.parametrize("uri", ["gs://bucket/a b/c", "gs://bucket/a b/c/", "gs://bucket//a b/c//"])
     def test_gs_uris_are_normalised(self, uri: str) -> None:

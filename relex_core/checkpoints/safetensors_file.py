@@ -77,7 +77,10 @@ def read_header(store: Store, info: ObjectInfo) -> Header:
     if FIRST_READ_BYTES + length > info.size:
         raise TornFile(f"the header claims {length} bytes, the file has {info.size}", where=where)
     text = bytearray(length)
-    store.read_into(info.name, info.generation, FIRST_READ_BYTES, memoryview(text))
+    if length:
+        store.read_into(info.name, info.generation, FIRST_READ_BYTES, memoryview(text))
+    if not text.strip(b"\0"):  # writers that reserve the whole file first leave zeros until the header is there
+        raise TornFile("the header is not written yet: its place holds zeros", where=where)
     return parse_header(bytes(text), file_size=info.size, where=where)
 
 

@@ -9,6 +9,7 @@ for info in store.list():
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from relex_core.storage.base import ObjectInfo, Store, Writer, exists, read_bytes, write_bytes
 from relex_core.storage.captured import SUFFIX as PATCH_SUFFIX
@@ -32,9 +33,13 @@ __all__ = [
 
 
 def open_store(uri: str) -> Store:
-    """The store whose root is the folder `uri` (absolute, as `absolute_uri` gives it); a captured step is a folder too.
+    """The store whose root is the folder `uri`; a captured step is a folder, too.
+
+    Args:
+        uri: as `absolute_uri` gives it; a file:// URI will do, too.
 
     Raises:
+        SpecError: an unknown scheme.
         StorageError: there are no Google Cloud credentials for a gs:// URI.
     """
     return open_stores([uri])[0]
@@ -64,4 +69,5 @@ def _open_folder(uri: str) -> Store:
         from relex_core.storage.gcs import GcsStore  # imports google-cloud-storage, which takes half a second
 
         return GcsStore(uri)
-    return LocalStore(uri)
+    is_path = uri.startswith("/") or "://" not in uri
+    return LocalStore(uri if is_path else absolute_uri(uri, Path.cwd()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -20,6 +20,9 @@ class ObjectInfo:
     """Changes whenever the content is replaced: the GCS generation, or a file's modification time in ns."""
     crc32c: str | None = None
     """Checksum, base64 as GCS gives it; None where the store keeps none."""
+    updated: float | None = field(default=None, compare=False)
+    """When the store last saw the object change, in seconds since the epoch by the store's clock; None if it is not
+    known. Nobody can set it back: a file's modification time can be old although the file has just been copied."""
 
 
 class Writer(Protocol):

@@ -19,7 +19,7 @@ from relex_core.storage.resumable import CONTENT_TYPE, Target
 from relex_core.storage.retries import Retries
 from relex_core.storage.uploads import ObjectWriter
 
-FIELDS = "items(name,size,generation,crc32c),nextPageToken"
+FIELDS = "items(name,size,generation,crc32c,updated),nextPageToken"
 CREATOR = "relex-creator"
 
 
@@ -119,7 +119,8 @@ class GcsStore:
         return self._bucket.blob(self._root + key)
 
     def _info(self, blob: Any) -> ObjectInfo:
-        return ObjectInfo(blob.name.removeprefix(self._root), blob.size, blob.generation, blob.crc32c)
+        updated = blob.updated.timestamp() if blob.updated else None
+        return ObjectInfo(blob.name.removeprefix(self._root), blob.size, blob.generation, blob.crc32c, updated)
 
     def _errors(self, verb: str, key: str) -> AbstractContextManager[None]:
         return gcs_errors(f"storage.objects.{verb}", f"{self.uri}/{key}".rstrip("/"))

@@ -110,7 +110,8 @@ def _leads_back(folder: Path) -> bool:
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(name, status.st_size, status.st_mtime_ns)
+    # The time of the status change is the kernel's own; `cp -p` and `rsync -t` set back the modification time.
+    return ObjectInfo(name, status.st_size, status.st_mtime_ns, updated=status.st_ctime)
 
 
 def _regular(status: os.stat_result) -> os.stat_result:

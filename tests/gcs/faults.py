@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -70,6 +71,8 @@ class FaultyFront:
     sessions: dict[str, tuple[str, bytearray]] = field(default_factory=dict)
     finished: dict[str, Reply] = field(default_factory=dict)
     bytes_sent: int = 0
+    latency: float = 0.0
+    """Seconds that every request waits before it is answered: a far-away server."""
     released: threading.Event = field(default_factory=threading.Event)
     """Ends stalls."""
 
@@ -123,6 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         front = self.front
         request = self._request()
         front.requests.append(request)
+        time.sleep(front.latency)
         name = (request.kind, request.key)
         fault = front.plans[name].popleft() if front.plans[name] else front.always.get(name)
         with suppress(OSError):  # the client may well have gone
@@ -162,7 +166,8 @@ class Handler(BaseHTTPRequestHandler):
         response = self.pool.request(
             request.method, self.front.upstream + request.path, body=request.body or None, headers=headers
         )
-        kept = {key: value for key, value in response.headers.items() if key.lower() not in ("content-length", "date")}
+        own = ("content-length", "transfer-encoding", "date")  # the front sends a body whole
+        kept = {key: value for key, value in response.headers.items() if key.lower() not in own}
         return Reply(response.status, kept, response.data)
 
     def send(self, reply: Reply, *, length: int | None = None) -> None:

@@ -1,0 +1,50 @@
+"""One step of a trajectory as it was looked at: in the trainer's folder, or as relex captured it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_core.checkpoints.layouts import Layout, StepFolder
+from relex_core.storage import join_uri, open_store, open_stores
+from relex_core.storage.captured import STEP_NAME
+
+CAPTURED = Layout("captured", "step-{step}.relexpatch", "")
+
+
+@dataclass(frozen=True)
+class ObservedStep:
+    """One step folder with what its marker and its headers say."""
+
+    folder: StepFolder
+    uri: str
+    """Of the weights."""
+    checkpoint: Checkpoint
+    unfinished: str = ""
+    """Why the framework's own marker says that the step is not complete; "" if it does not say so."""
+
+    @property
+    def incomplete(self) -> list[str]:
+        marker = [self.unfinished] if self.unfinished else []
+        return marker + self.checkpoint.incomplete
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and nothing is wrong."""
+        return not (self.incomplete or self.checkpoint.wrong)
+
+
+def captured_steps(folder: str) -> list[ObservedStep]:
+    """The steps that `relex watch --capture` copied into this folder; they appear whole or not at all.
+
+    Raises:
+        DataError: one is damaged.
+    """
+    names = [info.name for info in open_store(folder).list() if STEP_NAME.fullmatch(info.name)]
+    steps = []
+    for name, store in zip(names, open_stores([join_uri(folder, name) for name in names]), strict=True):
+        number, files = CAPTURED.step_of(name), tuple(store.list())
+        assert number is not None, "both patterns agree"
+        step = StepFolder(number, name, CAPTURED, files)
+        steps.append(ObservedStep(step, store.uri, open_checkpoint(store, files)))
+    return steps
