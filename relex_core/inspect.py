@@ -55,7 +55,7 @@ def inspect_trajectory(uri: str) -> TrajectoryReport:
                 complete=not problems,
                 problems=problems,
                 tensors=len(observed.checkpoint.tensors),
-                dtypes=tuple(sorted({stored.entry.dtype for stored in observed.checkpoint.tensors.values()})),
+                dtypes=tuple(sorted({stored.dtype for stored in observed.checkpoint.tensors.values()})),
                 bytes=sum(info.size for info in observed.checkpoint.files),
             )
         )

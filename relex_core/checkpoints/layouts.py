@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
@@ -24,16 +25,25 @@ class Layout:
     """Regular expression of a step folder's name; its only group is the step."""
     weights: str
     """Folder of the weights inside the step folder; "" is the step folder itself."""
+    weight_file: str = r".*\.safetensors"
+    """Regular expression of the names that only weights have there."""
     step_marker: str = ""
     """File of the step folder that is written last; "" where the framework has none."""
     last_step_file: str = ""
     """File of the trajectory that holds the last complete step; it may be missing (copied trajectories)."""
 
 
-# The first layout whose weights folder is there wins, so the deeper folders come first. 15 digits bound the step
+# The first layout whose weights are there wins, so the deeper folders come first. 15 digits bound the step
 # far above any real run and far below what an integer field could not hold.
 LAYOUTS = (
     Layout("verl", r"global_step_(\d{1,15})", "actor/huggingface", last_step_file="latest_checkpointed_iteration.txt"),
+    Layout(
+        "verl, FSDP shards",
+        r"global_step_(\d{1,15})",
+        "actor",
+        weight_file=r"model_world_size_\d+_rank_\d+\.pt",
+        last_step_file="latest_checkpointed_iteration.txt",
+    ),
     Layout("RELEX authors", r"global_step_(\d{1,15})", ""),
     Layout("HF Trainer / TRL", r"checkpoint-(\d{1,15})", "", step_marker="trainer_state.json"),
 )
@@ -88,8 +98,11 @@ def _step_folder(store: Store, name: str, files: Sequence[ObjectInfo], top_files
     if not candidates:
         return None
     # A folder without any weights still is a step: it takes the first layout that has any file in the right place.
+    # Weights go first, since verl writes config and tokenizer into actor/huggingface even where its weights are shards.
     by_layout = {layout: _directly_in(layout.weights, files) for layout in candidates}
-    layout = next((layout for layout, inside in by_layout.items() if inside), candidates[0])
+    with_weights = (layout for layout, inside in by_layout.items() if _hold_weights(layout, inside))
+    with_files = (layout for layout, inside in by_layout.items() if inside)
+    layout = next(chain(with_weights, with_files), candidates[0])
     match = re.fullmatch(layout.step_folder, name)
     assert match is not None
     step = int(match.group(1))
@@ -103,6 +116,10 @@ def _directly_in(folder: str, files: Sequence[ObjectInfo]) -> list[ObjectInfo]:
     prefix = f"{folder}/" if folder else ""
     inside = [info for info in files if info.name.startswith(prefix) and "/" not in info.name[len(prefix) :]]
     return [ObjectInfo(info.name[len(prefix) :], info.size, info.generation, info.crc32c) for info in inside]
+
+
+def _hold_weights(layout: Layout, files: Iterable[ObjectInfo]) -> bool:
+    return any(re.fullmatch(layout.weight_file, info.name) for info in files)
 
 
 def _unfinished(store: Store, layout: Layout, step: int, name: str, names: set[str], top_files: Sequence[str]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
-from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
+from relex_core.checkpoints.checkpoint import open_checkpoint, stored_tensor
+from relex_core.checkpoints.contents import Extent, StoredTensor, TensorInfo
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import FileRecord, WindowManifest
@@ -23,8 +25,32 @@ class Piece:
     at: int
 
 
+class Reader(Protocol):
+    """The weights of one checkpoint, by byte range. Safe to use from several threads."""
+
+    label: str
+    """For messages: "base", "step 75"."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, by name."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes read so far."""
+
+    def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
+        """Read `pieces` into `buffer`.
+
+        Raises:
+            CheckpointChanged: the weights are no longer those that were collected.
+            DataError: there is no tensor of that name.
+            StorageError: the storage failed.
+        """
+
+
 class TensorReader:
-    """Reads tensors of known files by byte range. Safe to use from several threads."""
+    """The reader of weights that lie in files, whole or in shards."""
 
     def __init__(self, label: str, store: Store, tensors: Mapping[str, StoredTensor]) -> None:
         self.label, self.tensors = label, tensors
@@ -34,19 +60,14 @@ class TensorReader:
 
     @property
     def bytes_read(self) -> int:
-        """Weight bytes read so far."""
         return self._bytes_read
 
     def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
-        """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read.
-
-        Raises:
-            CheckpointChanged: a file was replaced since it was collected.
-            StorageError: the storage failed.
-        """
-        for stored, offset, at, count in self._ranges(pieces):
+        """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read."""
+        for extent, at in self._ranges(pieces):
+            file = extent.file
             try:
-                self._store.read_into(stored.file.name, stored.file.generation, offset, buffer[at : at + count])
+                self._store.read_into(file.name, file.generation, extent.offset, buffer[at : at + extent.nbytes])
             except (CheckpointChanged, ObjectNotFound) as error:
                 raise CheckpointChanged(
                     f"checkpoint changed: {self.label}: {error.what}",
@@ -55,24 +76,31 @@ class TensorReader:
                     next_step=error.next_step or "restore the file, or collect again into a new run directory",
                 ) from None
             with self._lock:
-                self._bytes_read += count
+                self._bytes_read += extent.nbytes
 
-    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[StoredTensor, int, int, int]]:
-        """(file, offset in it, offset in the buffer, bytes) of the reads that `pieces` need."""
-        merged: list[tuple[StoredTensor, int, int, int]] = []
+    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[Extent, int]]:
+        """The reads that `pieces` need: which bytes, and where they go in the buffer."""
+        merged: list[tuple[Extent, int]] = []
         for piece in pieces:
             stored = self.tensors.get(piece.tensor)
             if stored is None:
                 raise DataError(f"tensor {piece.tensor} is missing", where=f"{self._store.uri} ({self.label})")
-            offset, count = stored.entry.offset + piece.start, piece.stop - piece.start
-            if merged:
-                last, last_offset, last_at, last_count = merged[-1]
-                neighbours = last_offset + last_count == offset and last_at + last_count == piece.at
-                if neighbours and last.file.name == stored.file.name:
-                    merged[-1] = (last, last_offset, last_at, last_count + count)
-                    continue
-            merged.append((stored, offset, piece.at, count))
+            at = piece.at
+            for extent in stored.ranges(piece.start, piece.stop):
+                merged.append((extent, at))
+                at += extent.nbytes
+                if len(merged) > 1 and (joined := _joined(*merged[-2:])):
+                    merged[-2:] = [joined]
         return merged
+
+
+def _joined(first: tuple[Extent, int], second: tuple[Extent, int]) -> tuple[Extent, int] | None:
+    """Two reads as one, if they are neighbours both in their file and in the buffer."""
+    (one, at), (other, other_at) = first, second
+    neighbours = one.offset + one.nbytes == other.offset and at + one.nbytes == other_at
+    if not neighbours or one.file.name != other.file.name:
+        return None
+    return Extent(one.file, one.offset, one.nbytes + other.nbytes), at
 
 
 def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) -> TensorReader:
@@ -99,7 +127,7 @@ def base_dtypes_of(manifest: WindowManifest) -> dict[str, str]:
         CheckpointChanged: its files are no longer those of the manifest.
     """
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
-    return {name: stored.entry.dtype for name, stored in base.tensors.items()}
+    return {name: stored.dtype for name, stored in base.tensors.items()}
 
 
 def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> TensorReader:
@@ -110,5 +138,5 @@ def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> 
     """
     tensors: dict[str, StoredTensor] = {}
     for info in files:
-        tensors.update({entry.name: StoredTensor(info, entry) for entry in read_header(store, info).tensors})
+        tensors.update({entry.name: stored_tensor(info, entry) for entry in read_header(store, info).tensors})
     return TensorReader(label, store, tensors)
