@@ -8,7 +8,7 @@ No weight is read and nothing here imports torch, so a sensor can ask `find_wind
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -289,15 +289,17 @@ def _config_differences(config: Mapping[str, object], base: Mapping[str, object]
     ]
 
 
+def companion_files(files: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+    """Of a checkpoint's files: config, tokenizer and the like, which belong beside any weights of the model."""
+    return [info for info in files if COMPANION_FILES.fullmatch(info.name) and not NOT_COMPANIONS.fullmatch(info.name)]
+
+
 def _manifest(
     spec: RunSpec, base_files: Sequence[ObjectInfo], base: Checkpoint, window: Sequence[ObservedStep]
 ) -> WindowManifest:
-    companions = [
-        info for info in base_files if COMPANION_FILES.fullmatch(info.name) and not NOT_COMPANIONS.fullmatch(info.name)
-    ]
     first = window[0].checkpoint
     return WindowManifest(
-        base=BaseRecord(uri=spec.base, files=_records([*base.files, *companions])),
+        base=BaseRecord(uri=spec.base, files=_records([*base.files, *companion_files(base_files)])),
         checkpoints=tuple(
             CheckpointRecord(step=step.folder.step, uri=step.uri, files=_records(step.checkpoint.files))
             for step in window
