@@ -109,9 +109,12 @@ def open_generator(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterat
 
         yield ScriptedGenerator(weights)
         return
-    with local_checkpoint(weights, tokenizer) as folder, local_companions(tokenizer) as base:
-        with _open_model(spec, folder, base) as generator:
-            yield generator
+    with (
+        local_checkpoint(weights, tokenizer) as folder,
+        local_companions(tokenizer) as base,
+        _open_model(spec, folder, base) as generator,
+    ):
+        yield generator
 
 
 @contextmanager

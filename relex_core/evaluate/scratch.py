@@ -27,7 +27,7 @@ from relex_core.checkpoints.reader import Piece, Reader, TensorReader
 from relex_core.checkpoints.writer import safetensors_writer
 from relex_core.collect import companion_files
 from relex_core.errors import DataError, StorageError
-from relex_core.storage import ObjectInfo, Store, open_store
+from relex_core.storage import ObjectInfo, Store, open_store, write_bytes
 
 log = logging.getLogger("relex")
 
@@ -94,8 +94,7 @@ def _copy_companions(store: Store, folder: Path) -> None:
     for info in companion_files(_files_of(store)):
         data = bytearray(info.size)
         store.read_into(info.name, info.generation, 0, memoryview(data))
-        with target.open_write(info.name) as stream:
-            stream.write(data)
+        write_bytes(target, info.name, bytes(data))
 
 
 def _copy_weights(reader: Reader, tensors: Sequence[StoredTensor], folder: Path) -> None:
@@ -117,7 +116,7 @@ def _refuse_without_room(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"a copy of the checkpoint takes {needed / 2**30:.1f} GiB, the scratch folder has {free / 2**30:.1f} GiB free",
+            f"the scratch folder has {free / 2**30:.1f} GiB free, the checkpoint takes {needed / 2**30:.1f} GiB",
             where=str(folder.parent),
             expected="room for one checkpoint",
             next_step=f"set {SCRATCH} to a folder on a larger disk, or free space there",

@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # fully_shard does so: once here, before the ranks are forked
+import torch._inductor.config
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -101,12 +105,46 @@ def save(job: dict[str, Any], step: int, source: Path, mesh: DeviceMesh) -> None
         (Path(job["out"]) / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 
+def save_oddities(rank: int, rendezvous: str, job: dict[str, Any]) -> None:
+    """One folder for each thing that is refused, each with a state dict of one tensor "x"."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=1)
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("fsdp",))
+    square = torch.arange(16.0).reshape(4, 4)
+
+    def placed(tensor: Tensor, *placements: Placement, on: DeviceMesh = mesh) -> DTensor:
+        return DTensor.from_local(tensor, on, placements, run_check=False)
+
+    two = init_device_mesh("cpu", (1, 1), mesh_dim_names=("fsdp", "tp"))
+    oddities = {
+        "columns": placed(square, Shard(1)),
+        "partial": placed(square, Partial()),
+        "strided": placed(square, _StridedShard(0, split_factor=2)),
+        "twice": placed(square, Shard(0), Shard(1), on=two),
+        "transposed": placed(square.T, Shard(0)),
+        "float8": square.to(torch.float8_e4m3fn),
+        "complex": square.to(torch.complex64),
+        "sparse": square.to_sparse(),
+        "parameter": nn.Parameter(square),
+        "number": 3,
+        "view": square[1:3],
+        "replicated": placed(square, Replicate()),
+    }
+    for name, tensor in oddities.items():
+        folder = Path(job["out"]) / name
+        folder.mkdir(parents=True)
+        torch.save({"x": tensor}, folder / "model_world_size_1_rank_0.pt")
+    dist.destroy_process_group()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for job in json.loads(sys.argv[1]):
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.start_processes(
-                rank_of, (f"{folder}/rendezvous", job), nprocs=job["world"], start_method="fork"
+                save_oddities if job["kind"] == "odd" else rank_of,
+                (f"{folder}/rendezvous", job),
+                nprocs=job["world"],
+                start_method="fork",
             )
 
 
