@@ -21,15 +21,16 @@ def write_archive(path: Path, members: Mapping[str, bytes | int], tamper: Tamper
     with path.open("wb") as file:
         for name, content in members.items():
             entries.append(_write_member(file, f"archive/{name}".encode(), content))
-        end = {"at": file.tell(), "count": len(entries), "comment": 0}
+        end = {"at": file.tell(), "comment": 0}
         if tamper:
             tamper(entries, end)
+        count = end.get("count", len(entries))
         for entry in entries:
             file.write(_directory_entry(entry))
         length = file.tell() - end["at"]
-        record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 798, 45, 0, 0, *(end["count"],) * 2, length, end["at"])
+        record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 798, 45, 0, 0, count, count, length, end["at"])
         locator = struct.pack("<4sLQL", b"PK\6\7", 0, end["at"] + length, 1)
-        short = (min(end["count"], 0xFFFF),) * 2, min(length, 0xFFFFFFFF), min(end["at"], 0xFFFFFFFF)
+        short = (min(count, 0xFFFF),) * 2, min(length, 0xFFFFFFFF), min(end["at"], 0xFFFFFFFF)
         file.write(record + locator)
         file.write(struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, *short[0], *short[1:], end["comment"]))
     return path
