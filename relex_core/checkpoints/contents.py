@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
@@ -45,15 +45,19 @@ class StoredTensor(TensorInfo):
     extents: tuple[Extent, ...]
     """Joined, the tensor's bytes in C order. A safetensors tensor has one, a sharded one has one for each shard."""
 
-    def ranges(self, start: int, stop: int) -> Iterator[Extent]:
-        """Where bytes `start` to `stop` of the tensor lie, in order."""
-        begin = 0
+    def ranges(self, start: int, stop: int) -> list[tuple[ObjectInfo, int, int]]:
+        """(file, offset in it, bytes) of bytes `start` to `stop` of the tensor, in order."""
+        if len(self.extents) == 1:  # of every safetensors tensor, many thousand times in a fit
+            [extent] = self.extents
+            return [(extent.file, extent.offset + start, stop - start)]
+        found, begin = [], 0
         for extent in self.extents:
             end = begin + extent.nbytes
             first, last = max(start, begin), min(stop, end)
             if first < last:
-                yield Extent(extent.file, extent.offset + first - begin, last - first)
+                found.append((extent.file, extent.offset + first - begin, last - first))
             begin = end
+        return found
 
 
 @dataclass

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Protocol
 
 from relex_core.checkpoints.checkpoint import open_checkpoint, stored_tensor
-from relex_core.checkpoints.contents import Extent, StoredTensor, TensorInfo
+from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import FileRecord, WindowManifest
@@ -64,10 +64,9 @@ class TensorReader:
 
     def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
         """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read."""
-        for extent, at in self._ranges(pieces):
-            file = extent.file
+        for file, offset, at, count in self._ranges(pieces):
             try:
-                self._store.read_into(file.name, file.generation, extent.offset, buffer[at : at + extent.nbytes])
+                self._store.read_into(file.name, file.generation, offset, buffer[at : at + count])
             except (CheckpointChanged, ObjectNotFound) as error:
                 raise CheckpointChanged(
                     f"checkpoint changed: {self.label}: {error.what}",
@@ -76,31 +75,27 @@ class TensorReader:
                     next_step=error.next_step or "restore the file, or collect again into a new run directory",
                 ) from None
             with self._lock:
-                self._bytes_read += extent.nbytes
+                self._bytes_read += count
 
-    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[Extent, int]]:
-        """The reads that `pieces` need: which bytes, and where they go in the buffer."""
-        merged: list[tuple[Extent, int]] = []
+    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[ObjectInfo, int, int, int]]:
+        """(file, offset in it, offset in the buffer, bytes) of the reads that `pieces` need."""
+        merged: list[tuple[ObjectInfo, int, int, int]] = []
         for piece in pieces:
             stored = self.tensors.get(piece.tensor)
             if stored is None:
                 raise DataError(f"tensor {piece.tensor} is missing", where=f"{self._store.uri} ({self.label})")
             at = piece.at
-            for extent in stored.ranges(piece.start, piece.stop):
-                merged.append((extent, at))
-                at += extent.nbytes
-                if len(merged) > 1 and (joined := _joined(*merged[-2:])):
-                    merged[-2:] = [joined]
+            for file, offset, count in stored.ranges(piece.start, piece.stop):
+                if merged:
+                    last, last_offset, last_at, last_count = merged[-1]
+                    neighbours = last_offset + last_count == offset and last_at + last_count == at
+                    if neighbours and last.name == file.name:
+                        merged[-1] = (last, last_offset, last_at, last_count + count)
+                        at += count
+                        continue
+                merged.append((file, offset, at, count))
+                at += count
         return merged
-
-
-def _joined(first: tuple[Extent, int], second: tuple[Extent, int]) -> tuple[Extent, int] | None:
-    """Two reads as one, if they are neighbours both in their file and in the buffer."""
-    (one, at), (other, other_at) = first, second
-    neighbours = one.offset + one.nbytes == other.offset and at + one.nbytes == other_at
-    if not neighbours or one.file.name != other.file.name:
-        return None
-    return Extent(one.file, one.offset, one.nbytes + other.nbytes), at
 
 
 def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) -> TensorReader:
