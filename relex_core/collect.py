@@ -8,12 +8,13 @@ No weight is read and nothing here imports torch, so a sensor can ask `find_wind
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import ValidationError
 
 from relex_core import layout
-from relex_core.checkpoints.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from relex_core.checkpoints.checkpoint import CONFIG, open_checkpoint
+from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.checkpoints.safetensors_file import FLOATS
 from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
@@ -152,6 +153,8 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     problems = base.problems
     if CONFIG not in {info.name for info in files}:
         problems.append(f"{CONFIG} is missing")
+    if any(info.name.endswith(".pt") for info in base.files):
+        problems.append("its weights are FSDP shards, which only the steps of a trajectory may be")
     if problems:
         raise WindowError(
             "the base is not a complete checkpoint:",
@@ -220,19 +223,21 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
     """What keeps `checkpoint` from being a step of a run that started from `base` and whose first step is `first`."""
     problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
     problems += [
-        f"tensor {name} is extra: the base has none" for name in checkpoint.tensors if name not in base.tensors
+        f"tensor {name} is extra: the base has none"
+        for name in checkpoint.tensors
+        # Hugging Face saves tied weights once, FSDP shards hold them under both names.
+        if name not in base.tensors and checkpoint.tied.get(name) not in base.tensors
     ]
     for name, stored in checkpoint.tensors.items():
         of_base, of_first = base.tensors.get(name), first.tensors.get(name)
-        entry = stored.entry
         if of_base is None:
             continue
-        if entry.shape != of_base.entry.shape:
-            problems.append(f"tensor {name} has shape {list(entry.shape)}, the base {list(of_base.entry.shape)}")
-        elif entry.dtype != of_base.entry.dtype and not {entry.dtype, of_base.entry.dtype} <= FLOATS:
-            problems.append(f"tensor {name} is {entry.dtype}, in the base {of_base.entry.dtype}")
-        elif of_first is not None and entry.dtype != of_first.entry.dtype:
-            problems.append(f"tensor {name} is {entry.dtype}, at the first step {of_first.entry.dtype}")
+        if stored.shape != of_base.shape:
+            problems.append(f"tensor {name} has shape {list(stored.shape)}, the base {list(of_base.shape)}")
+        elif stored.dtype != of_base.dtype and not {stored.dtype, of_base.dtype} <= FLOATS:
+            problems.append(f"tensor {name} is {stored.dtype}, in the base {of_base.dtype}")
+        elif of_first is not None and stored.dtype != of_first.dtype:
+            problems.append(f"tensor {name} is {stored.dtype}, at the first step {of_first.dtype}")
     return problems + _config_differences(checkpoint.config, base.config)
 
 
@@ -244,21 +249,23 @@ def _config_differences(config: Mapping[str, object], base: Mapping[str, object]
     ]
 
 
+def companion_files(files: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+    """Of a checkpoint's files: config, tokenizer and the like, which belong beside any weights of the model."""
+    return [info for info in files if COMPANION_FILES.fullmatch(info.name) and not NOT_COMPANIONS.fullmatch(info.name)]
+
+
 def _manifest(
     spec: RunSpec, base_files: Sequence[ObjectInfo], base: Checkpoint, window: Sequence[ObservedStep]
 ) -> WindowManifest:
-    companions = [
-        info for info in base_files if COMPANION_FILES.fullmatch(info.name) and not NOT_COMPANIONS.fullmatch(info.name)
-    ]
     first = window[0].checkpoint
     return WindowManifest(
-        base=BaseRecord(uri=spec.base, files=_records([*base.files, *companions])),
+        base=BaseRecord(uri=spec.base, files=_records([*base.files, *companion_files(base_files)])),
         checkpoints=tuple(
             CheckpointRecord(step=step.folder.step, uri=step.uri, files=_records(step.checkpoint.files))
             for step in window
         ),
         tensors=tuple(
-            TensorRecord(name=name, shape=stored.entry.shape, dtype=first.tensors[name].entry.dtype)
+            TensorRecord(name=name, shape=stored.shape, dtype=first.tensors[name].dtype)
             for name, stored in base.tensors.items()
         ),
         t_cut=spec.window.t_cut,

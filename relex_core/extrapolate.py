@@ -33,8 +33,9 @@ from relex_core.candidate import (
     write_companions,
     write_provenance,
 )
-from relex_core.checkpoints.reader import Piece, TensorReader, open_checkpoint_reader, open_files_reader
-from relex_core.checkpoints.safetensors_file import ITEM_BYTES, TensorEntry, read_header
+from relex_core.checkpoints.contents import StoredTensor, TensorInfo
+from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound
@@ -75,7 +76,7 @@ def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[
     recipes = _recipes(spec.candidates, spec.fit.trailing_averages, manifest, fit, target_steps, scales)
     store = open_store(run)
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
-    base_dtypes = {name: stored.entry.dtype for name, stored in base.tensors.items()}
+    base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
     dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
     outputs = [plan_output(recipe, manifest, fit, dtypes) for recipe in recipes]
     pending = [output for output in outputs if finished_candidate(store, output) is None]
@@ -117,14 +118,14 @@ def _write_weights(
 ) -> None:
     """Write all shards of all candidates, shard by shard of the base."""
     sources = Sources(run, manifest, fit, base)
-    shards: dict[str, list[TensorEntry]] = {}
+    shards: dict[str, list[StoredTensor]] = {}
     for stored in base.tensors.values():
-        shards.setdefault(stored.file.name, []).append(stored.entry)
-    weights = sum(stored.entry.numel for stored in base.tensors.values())
+        shards.setdefault(stored.extents[0].file.name, []).append(stored)
+    weights = sum(stored.numel for stored in base.tensors.values())
     workers = len(os.sched_getaffinity(0))
     with progress("extrapolate", weights, unit="weights") as advance, ThreadPoolExecutor(workers) as pool:
         for shard, entries in shards.items():
-            entries.sort(key=lambda entry: entry.offset)
+            entries.sort(key=lambda entry: entry.extents[0].offset)
             left = [output for output in outputs if not _shard_is_written(store, shard, output)]
             pieces = (piece for entry in entries for piece in _pieces(entry)) if left else iter(())
             with ExitStack() as stack:
@@ -146,7 +147,7 @@ def _shard_is_written(store: Store, shard: str, output: Output) -> bool:
 
 
 def _shard_writer(
-    store: Store, shard: str, entries: Sequence[TensorEntry], output: Output
+    store: Store, shard: str, entries: Sequence[TensorInfo], output: Output
 ) -> AbstractContextManager[Writer]:
     described: list[TensorDescription] = [(entry.name, output.dtypes[entry.name], entry.shape) for entry in entries]
     metadata = {"format": "pt", "relex_key": output.key}
@@ -162,7 +163,7 @@ class _Piece:
     stop: int
 
 
-def _pieces(entry: TensorEntry) -> Iterator[_Piece]:
+def _pieces(entry: TensorInfo) -> Iterator[_Piece]:
     for start in range(0, entry.numel, PIECE):
         yield _Piece(entry.name, start, min(start + PIECE, entry.numel))
 
@@ -176,7 +177,7 @@ class Sources:
         listed = list(store.list("fit"))
         self._columns = {column: _column_reader(store, column, listed, fit) for column in (*fit.columns, STATE_COLUMN)}
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
-        self._observed: dict[int, TensorReader] = {}
+        self._observed: dict[int, Reader] = {}
         self._opening = Lock()
 
     def mix(self, piece: _Piece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
@@ -198,7 +199,7 @@ class Sources:
             for mix, output in zip(mixes, outputs, strict=True)
         ]
 
-    def _step(self, step: int) -> TensorReader:
+    def _step(self, step: int) -> Reader:
         """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
         with self._opening:
             if step not in self._observed:
@@ -207,8 +208,8 @@ class Sources:
                 self._observed[step] = reader
             return self._observed[step]
 
-    def _read(self, reader: TensorReader, piece: _Piece) -> Tensor:
-        dtype = reader.tensors[piece.name].entry.dtype
+    def _read(self, reader: Reader, piece: _Piece) -> Tensor:
+        dtype = reader.tensors[piece.name].dtype
         item = ITEM_BYTES[dtype]
         buffer = torch.empty((piece.stop - piece.start) * item, dtype=torch.uint8)
         reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer.numpy()))

@@ -93,6 +93,6 @@ def _report(step: ObservedStep, steps: list[ObservedStep]) -> StepReport:
         settled=bool(not problems and vouched(steps, step)),
         problems=problems,
         tensors=len(step.checkpoint.tensors),
-        dtypes=tuple(sorted({stored.entry.dtype for stored in step.checkpoint.tensors.values()})),
+        dtypes=tuple(sorted({stored.dtype for stored in step.checkpoint.tensors.values()})),
         bytes=sum(info.size for info in step.checkpoint.files),
     )

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from relex_core import layout
-from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_core.checkpoints.checkpoint import open_checkpoint
+from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.layouts import LAYOUTS, Layout, StepFolder, Trajectory, find_steps
 from relex_core.checkpoints.markers import last_complete_steps, unfinished
 from relex_core.checkpoints.observed import CAPTURED, ObservedStep, captured_steps

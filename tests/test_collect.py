@@ -393,7 +393,7 @@ def config_only(root: Path) -> None:
     folder = weights(root, 3)
     for path in folder.glob("model*"):
         path.unlink()
-    (root / "global_step_3" / "actor" / "model_world_size_1_rank_0.pt").write_bytes(b"fsdp")
+    (root / "global_step_3" / "actor" / "optim_world_size_1_rank_0.pt").write_bytes(b"no weights")
 
 
 def adapter_only(root: Path) -> None:

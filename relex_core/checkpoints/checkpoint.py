@@ -1,4 +1,4 @@
-"""One Hugging Face checkpoint folder, understood from its file names and headers alone."""
+"""One checkpoint folder, understood from its file names and headers alone: Hugging Face safetensors, or FSDP shards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
+from relex_core.checkpoints.contents import Checkpoint, Extent, StoredTensor
+from relex_core.checkpoints.fsdp import holds_shards, read_shards
 from relex_core.checkpoints.safetensors_file import TensorEntry, TornFile, read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
@@ -15,33 +16,6 @@ from relex_core.storage import ObjectInfo, Store, read_bytes
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor of a checkpoint lies."""
-
-    file: ObjectInfo
-    entry: TensorEntry
-
-
-@dataclass
-class Checkpoint:
-    """What a folder holds, and what is wrong with it."""
-
-    tensors: dict[str, StoredTensor] = field(default_factory=dict)
-    """By name, in the order of the files and of the bytes within them."""
-    config: Mapping[str, object] = field(default_factory=dict)
-    files: list[ObjectInfo] = field(default_factory=list)
-    """What the weights need: the shards, and their index where there is one."""
-    incomplete: list[str] = field(default_factory=list)
-    """Problems that more writing could cure: a missing or short shard."""
-    wrong: list[str] = field(default_factory=list)
-    """Problems that it could not."""
-
-    @property
-    def problems(self) -> list[str]:
-        return [*self.wrong, *self.incomplete]
 
 
 def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
@@ -58,6 +32,9 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     by_name = {info.name: info for info in files}
     try:
         checkpoint.config = _config(store, by_name, checkpoint)
+        if holds_shards(by_name) and not by_name.keys() & {SINGLE_FILE, INDEX}:
+            read_shards(store, by_name, checkpoint)
+            return checkpoint
         shards = _shards(store, by_name, checkpoint)
         for name, expected in shards.items():
             _read_shard(store, by_name[name], expected, checkpoint)
@@ -149,4 +126,9 @@ def _read_shard(store: Store, info: ObjectInfo, expected: set[str] | None, check
             checkpoint.wrong.append(f"tensor {name} is not in {info.name}, where {INDEX} puts it")
     for entry in header.tensors:
         if expected is None or entry.name in expected:
-            checkpoint.tensors[entry.name] = StoredTensor(info, entry)
+            checkpoint.tensors[entry.name] = stored_tensor(info, entry)
+
+
+def stored_tensor(info: ObjectInfo, entry: TensorEntry) -> StoredTensor:
+    """Where a tensor of a safetensors file lies."""
+    return StoredTensor(entry.name, entry.dtype, entry.shape, (Extent(info, entry.offset, entry.nbytes),))

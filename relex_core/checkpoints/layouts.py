@@ -75,6 +75,13 @@ LAYOUTS = (
         "actor/model/huggingface",
         last_step_file="latest_checkpointed_iteration.txt",
     ),
+    Layout(
+        "verl, FSDP shards",
+        "global_step_{step}",
+        "actor",
+        weight_files=r"model_world_size_\d+_rank_\d+\.pt",
+        last_step_file="latest_checkpointed_iteration.txt",
+    ),
     Layout("SkyRL", "global_step_{step}", "policy"),
     Layout("RELEX authors", "global_step_{step}", ""),
     Layout("OpenRLHF", "global_step{step}_hf", ""),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relex_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_core.checkpoints.checkpoint import open_checkpoint
+from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.layouts import Layout, StepFolder
 from relex_core.storage import join_uri, open_store, open_stores
 from relex_core.storage.captured import STEP_NAME

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
-from relex_core.checkpoints.checkpoint import StoredTensor, open_checkpoint
+from relex_core.checkpoints.checkpoint import open_checkpoint, stored_tensor
+from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
@@ -24,8 +26,32 @@ class Piece:
     at: int
 
 
+class Reader(Protocol):
+    """The weights of one checkpoint, by byte range. Safe to use from several threads."""
+
+    label: str
+    """For messages: "base", "step 75"."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors, by name."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Weight bytes read so far."""
+
+    def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
+        """Read `pieces` into `buffer`.
+
+        Raises:
+            CheckpointChanged: the weights are no longer those that were collected.
+            DataError: there is no tensor of that name.
+            StorageError: the storage failed.
+        """
+
+
 class TensorReader:
-    """Reads tensors of known files by byte range. Safe to use from several threads."""
+    """The reader of weights that lie in files, whole or in shards."""
 
     def __init__(self, label: str, store: Store, tensors: Mapping[str, StoredTensor]) -> None:
         self.label, self.tensors = label, tensors
@@ -35,19 +61,13 @@ class TensorReader:
 
     @property
     def bytes_read(self) -> int:
-        """Weight bytes read so far."""
         return self._bytes_read
 
     def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
-        """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read.
-
-        Raises:
-            CheckpointChanged: a file was replaced since it was collected.
-            StorageError: the storage failed.
-        """
-        for stored, offset, at, count in self._ranges(pieces):
+        """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read."""
+        for file, offset, at, count in self._ranges(pieces):
             try:
-                self._store.read_into(stored.file.name, stored.file.generation, offset, buffer[at : at + count])
+                self._store.read_into(file.name, file.generation, offset, buffer[at : at + count])
             except (CheckpointChanged, ObjectNotFound) as error:
                 raise CheckpointChanged(
                     f"checkpoint changed: {self.label}: {error.what}",
@@ -58,21 +78,24 @@ class TensorReader:
             with self._lock:
                 self._bytes_read += count
 
-    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[StoredTensor, int, int, int]]:
+    def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[ObjectInfo, int, int, int]]:
         """(file, offset in it, offset in the buffer, bytes) of the reads that `pieces` need."""
-        merged: list[tuple[StoredTensor, int, int, int]] = []
+        merged: list[tuple[ObjectInfo, int, int, int]] = []
         for piece in pieces:
             stored = self.tensors.get(piece.tensor)
             if stored is None:
                 raise DataError(f"tensor {piece.tensor} is missing", where=f"{self._store.uri} ({self.label})")
-            offset, count = stored.entry.offset + piece.start, piece.stop - piece.start
-            if merged:
-                last, last_offset, last_at, last_count = merged[-1]
-                neighbours = last_offset + last_count == offset and last_at + last_count == piece.at
-                if neighbours and last.file.name == stored.file.name:
-                    merged[-1] = (last, last_offset, last_at, last_count + count)
-                    continue
-            merged.append((stored, offset, piece.at, count))
+            at = piece.at
+            for file, offset, count in stored.ranges(piece.start, piece.stop):
+                if merged:
+                    last, last_offset, last_at, last_count = merged[-1]
+                    neighbours = last_offset + last_count == offset and last_at + last_count == at
+                    if neighbours and last.name == file.name:
+                        merged[-1] = (last, last_offset, last_at, last_count + count)
+                        at += count
+                        continue
+                merged.append((file, offset, at, count))
+                at += count
         return merged
 
 
@@ -113,7 +136,7 @@ def base_dtypes_of(manifest: WindowManifest) -> dict[str, str]:
         CheckpointChanged: its files are no longer those of the manifest.
     """
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
-    return {name: stored.entry.dtype for name, stored in base.tensors.items()}
+    return {name: stored.dtype for name, stored in base.tensors.items()}
 
 
 def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> TensorReader:
@@ -124,5 +147,5 @@ def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> 
     """
     tensors: dict[str, StoredTensor] = {}
     for info in files:
-        tensors.update({entry.name: StoredTensor(info, entry) for entry in read_header(store, info).tensors})
+        tensors.update({entry.name: stored_tensor(info, entry) for entry in read_header(store, info).tensors})
     return TensorReader(label, store, tensors)

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, Protocol
 
 from relex_core.errors import SpecError
+from relex_core.evaluate.scratch import local_checkpoint, local_companions
 from relex_core.spec import EvaluationSpec
 
 VLLM_DTYPE = "bfloat16"
@@ -96,17 +97,29 @@ def open_generator(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterat
 
     Args:
         spec: names the backend and device.
-        weights: folder with config.json and safetensors, on the local disk.
-        tokenizer: folder of the base, whose tokenizer and stop tokens all candidates use.
+        weights: a checkpoint anywhere; what is no local Hugging Face folder is copied to the scratch folder meanwhile.
+        tokenizer: the base, whose tokenizer and stop tokens all candidates use.
 
     Raises:
-        DataError: the folder cannot be loaded, or holds fewer weights than the model needs.
+        DataError: the checkpoint cannot be loaded, or holds fewer weights than the model needs.
+        StorageError: the storage failed, or the scratch folder has no room for a copy.
     """
     if spec.backend == "scripted":
         from relex_core.evaluate.scripted_backend import ScriptedGenerator
 
         yield ScriptedGenerator(weights)
         return
+    with (
+        local_checkpoint(weights, tokenizer) as folder,
+        local_companions(tokenizer) as base,
+        _open_model(spec, folder, base) as generator,
+    ):
+        yield generator
+
+
+@contextmanager
+def _open_model(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterator[Generator]:
+    """`open_generator` for folders on the local disk."""
     if spec.backend == "vllm":
         from relex_core.evaluate.vllm_backend import VllmGenerator
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from relex_core.errors import DataError, SpecError
+from relex_core.errors import DataError
+from relex_core.evaluate.scratch import local_companions
 
 
-def load_tokenizer(uri: str) -> tuple[Any, list[int]]:
+def load_tokenizer(folder: str) -> tuple[Any, list[int]]:
     """The base's tokenizer, and every token that ends an answer: its own eos and those of the generation config."""
-    folder = _local(uri)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
         try:
@@ -28,7 +27,7 @@ def load_tokenizer(uri: str) -> tuple[Any, list[int]]:
     except (OSError, ValueError) as error:
         raise DataError(
             f"the base's tokenizer cannot be loaded: {error}",
-            where=str(folder),
+            where=folder,
             expected="tokenizer.json, or what this kind of model uses",
             next_step="put the model's tokenizer files into the base's folder",
         ) from error
@@ -39,13 +38,12 @@ def load_tokenizer(uri: str) -> tuple[Any, list[int]]:
     return tokenizer, sorted(stop)
 
 
-def load_model(uri: str, dtype: torch.dtype) -> Any:
+def load_model(folder: str, dtype: torch.dtype) -> Any:
     """A model in evaluation mode, all of whose weights came from the folder's safetensors.
 
     Raises:
         DataError: a file is missing or torn, or weights are missing or have another shape.
     """
-    folder = _local(uri)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # relex shows its own
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
@@ -61,14 +59,14 @@ def load_model(uri: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(
-            f"the model cannot be loaded: {error}", where=str(folder), expected="config.json and safetensors weights"
+            f"the model cannot be loaded: {error}", where=folder, expected="config.json and safetensors weights"
         ) from error
     # transformers would fill these with random numbers and only warn.
     absent = sorted(str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]])
     if absent:
         raise DataError(
             f"{len(absent)} weights are missing or have another shape: {', '.join(absent[:5])}",
-            where=str(folder),
+            where=folder,
             expected="all weights that config.json implies",
             next_step="write this checkpoint again",
         )
@@ -78,10 +76,14 @@ def load_model(uri: str, dtype: torch.dtype) -> Any:
 def chat_renderer(uri: str, system: str | None) -> Callable[[str], str]:
     """Puts a user's message into the chat template of the base's tokenizer.
 
+    Args:
+        uri: the base; a path or gs://.
+
     Raises:
         DataError: the tokenizer has no chat template.
     """
-    tokenizer, _ = load_tokenizer(uri)
+    with local_companions(uri) as folder:
+        tokenizer, _ = load_tokenizer(folder)
     if not tokenizer.chat_template:
         raise DataError(
             "the base's tokenizer has no chat template",
@@ -96,9 +98,3 @@ def chat_renderer(uri: str, system: str | None) -> Callable[[str], str]:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     return render
-
-
-def _local(uri: str) -> Path:
-    if uri.startswith("gs://"):
-        raise SpecError("the transformers backend reads models from the local disk", where=uri, expected="a path")
-    return Path(uri)

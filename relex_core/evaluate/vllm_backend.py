@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from relex_core.errors import DataError, SpecError
+from relex_core.errors import DataError
 from relex_core.evaluate.generate import VLLM_DTYPE, Completion, Sampling, row_seed
 from relex_core.evaluate.process import Child, ChildDied
 from relex_core.spec import EvaluationSpec
@@ -28,8 +28,6 @@ class VllmGenerator:
 
     def __init__(self, weights: str, tokenizer: str, spec: EvaluationSpec) -> None:
         for uri in (weights, tokenizer):
-            if uri.startswith("gs://"):
-                raise SpecError("the vllm backend reads models from the local disk", where=uri, expected="a path")
             if not Path(uri).is_dir():
                 raise DataError("there is no such folder", where=uri)
         self._where = weights

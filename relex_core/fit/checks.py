@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
-from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import identical_steps
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.stream import Part
@@ -103,7 +102,7 @@ def _same_bytes(one: CheckpointRecord, other: CheckpointRecord) -> bool:
     first, second = (open_checkpoint_reader(f"step {c.step}", c.uri, c.files) for c in (one, other))
     a, b = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
     for name, stored in first.tensors.items():
-        total = stored.entry.numel * ITEM_BYTES[stored.entry.dtype]
+        total = stored.nbytes
         for start in range(0, total, COMPARED_BYTES):
             count = min(COMPARED_BYTES, total - start)
             piece = Piece(name, start, start + count, 0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from relex_core import layout
-from relex_core.checkpoints.reader import TensorReader, open_checkpoint_reader, open_window_readers
+from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
 from relex_core.collect import load_spec_of
 from relex_core.fit.basis import Basis, decompose, stored_basis
 from relex_core.fit.checks import refuse_another_base, refuse_identical_steps, refuse_non_finite
@@ -44,8 +44,8 @@ class FitContext:
     spec: FitSpec
     manifest: WindowManifest
     plan: FitPlan
-    base: TensorReader
-    observed: tuple[TensorReader, ...]
+    base: Reader
+    observed: tuple[Reader, ...]
     store: Store
     key: str
     device: torch.device
@@ -77,7 +77,7 @@ def fit_groups(run: str, shard: int, shards: int) -> None:
     device = choose_device(spec.fit.device)
     workers = len(os.sched_getaffinity(0))
     base, observed = _open_readers(manifest)
-    base_dtypes = {name: stored.entry.dtype for name, stored in base.tensors.items()}
+    base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
     plan = plan_fit(manifest, base_dtypes, spec.fit, workers=workers, resident=resident_bytes())
     groups = shard_groups(plan.groups, shard, shards)
     with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, one_thread_per_call():
@@ -87,7 +87,7 @@ def fit_groups(run: str, shard: int, shards: int) -> None:
         )
 
 
-def _open_readers(manifest: WindowManifest) -> tuple[TensorReader, tuple[TensorReader, ...]]:
+def _open_readers(manifest: WindowManifest) -> tuple[Reader, tuple[Reader, ...]]:
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
     with ThreadPoolExecutor(16) as pool:
         return base, tuple(open_window_readers(manifest.checkpoints, pool))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relex_core.checkpoints.reader import Piece, TensorReader
+from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.fit.dtypes import TORCH_DTYPES
 from relex_core.fit.gram import Tiles, block_grams
@@ -79,8 +79,8 @@ class WindowStream:
         self,
         plan: FitPlan,
         visits: Iterator[tuple[Stripe, bool]],
-        base: TensorReader,
-        observed: Sequence[TensorReader],
+        base: Reader,
+        observed: Sequence[Reader],
         pool: ThreadPoolExecutor,
         device: torch.device,
         on_read: Callable[[int], object],

@@ -1,0 +1,166 @@
+"""Checkpoints as Hugging Face folders on the local disk, for libraries that read nothing else.
+
+    with local_checkpoint("gs://rl-runs/math-17/global_step_75/actor", "gs://models/base") as folder: ...
+
+A local Hugging Face folder is used where it lies. Anything else (gs://, FSDP shards) is copied for the length of the
+block: weights as one safetensors file, streamed with COPY_BYTES of memory, and config and tokenizer from the checkpoint
+or, where it has none, from the base. Copies lie below $RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must
+be room for one checkpoint. They are removed at the end of the block; one of a killed process is removed by the next
+process that makes one there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from relex_core.checkpoints.checkpoint import CONFIG, SINGLE_FILE, open_checkpoint
+from relex_core.checkpoints.contents import StoredTensor
+from relex_core.checkpoints.fsdp import holds_shards
+from relex_core.checkpoints.reader import Piece, Reader, TensorReader
+from relex_core.checkpoints.writer import safetensors_writer
+from relex_core.collect import companion_files
+from relex_core.errors import DataError, StorageError
+from relex_core.storage import ObjectInfo, Store, open_store, write_bytes
+
+log = logging.getLogger("relex")
+
+SCRATCH = "RELEX_SCRATCH"
+PREFIX, LOCK = "relex-copy-", ".lock"
+
+COPY_BYTES = 64 * 2**20
+"""Long enough for a far store to fill it with several connections."""
+
+
+@contextmanager
+def local_checkpoint(uri: str, base: str) -> Iterator[str]:
+    """The checkpoint as a local Hugging Face folder.
+
+    Args:
+        uri: folder of the weights; a path or gs://.
+        base: where config and tokenizer come from if they are not beside the weights.
+
+    Raises:
+        DataError: it is not a complete checkpoint.
+        StorageError: the storage failed, or the scratch folder has no room.
+    """
+    store = open_store(uri)
+    files = _files_of(store)
+    if _local(uri) and not holds_shards(info.name for info in files):
+        yield uri
+        return
+    checkpoint = open_checkpoint(store, files)
+    if checkpoint.problems:
+        raise DataError(f"not a complete checkpoint: {'; '.join(checkpoint.problems)}", where=uri)
+    tensors = [tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.tied]
+    beside = any(info.name == CONFIG for info in files)
+    with _scratch_folder() as folder:
+        _copy_companions(store if beside else open_store(base), folder)
+        _copy_weights(TensorReader(uri, store, checkpoint.tensors), tensors, folder)
+        yield str(folder)
+
+
+@contextmanager
+def local_companions(uri: str) -> Iterator[str]:
+    """A local folder with a checkpoint's config and tokenizer; weights are there only if they were local before.
+
+    Raises:
+        StorageError: the storage failed, or the scratch folder has no room.
+    """
+    if _local(uri):
+        yield uri
+        return
+    with _scratch_folder() as folder:
+        _copy_companions(open_store(uri), folder)
+        yield str(folder)
+
+
+def _local(uri: str) -> bool:
+    return not uri.startswith("gs://")
+
+
+def _files_of(store: Store) -> list[ObjectInfo]:
+    return [info for info in store.list() if "/" not in info.name]
+
+
+def _copy_companions(store: Store, folder: Path) -> None:
+    target = open_store(str(folder))
+    for info in companion_files(_files_of(store)):
+        data = bytearray(info.size)
+        store.read_into(info.name, info.generation, 0, memoryview(data))
+        write_bytes(target, info.name, bytes(data))
+
+
+def _copy_weights(reader: Reader, tensors: Sequence[StoredTensor], folder: Path) -> None:
+    """Stream all tensors into one safetensors file."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    _refuse_without_room(total, folder)
+    described = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+    buffer = memoryview(bytearray(min(COPY_BYTES, max((tensor.nbytes for tensor in tensors), default=0))))
+    log.info("copying %s to %s: %.1f GB", reader.label, folder, total / 1e9)
+    with safetensors_writer(open_store(str(folder)), SINGLE_FILE, described, {"format": "pt"}) as stream:
+        for tensor in tensors:
+            for start in range(0, tensor.nbytes, COPY_BYTES):
+                count = min(COPY_BYTES, tensor.nbytes - start)
+                reader.read([Piece(tensor.name, start, start + count, 0)], buffer)
+                stream.write(buffer[:count])
+
+
+def _refuse_without_room(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"the scratch folder has {free / 2**30:.1f} GiB free, the checkpoint takes {needed / 2**30:.1f} GiB",
+            where=str(folder.parent),
+            expected="room for one checkpoint",
+            next_step=f"set {SCRATCH} to a folder on a larger disk, or free space there",
+        )
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A new folder, removed at the end. Its lock shows other processes that the owner lives."""
+    root = Path(os.environ.get(SCRATCH) or tempfile.gettempdir())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(root)
+        folder, lock = _locked_folder(root)
+    except OSError as error:
+        raise StorageError(
+            f"no scratch folder can be made: {error.strerror}",
+            where=str(root),
+            next_step=f"set {SCRATCH} to a folder that this user may write to",
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(root: Path, tries: int = 100) -> tuple[Path, int]:
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / LOCK).exists() and tries:  # before it was locked, another process took it for abandoned
+        os.close(lock)
+        return _locked_folder(root, tries - 1)
+    return folder, lock
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove the copies of killed processes: those whose lock nobody holds."""
+    for path in root.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError):  # another user's, in work, or just removed
+            lock = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent)
+            finally:
+                os.close(lock)

@@ -1,0 +1,1 @@
+"""Real FSDP shards, saved by real processes as verl saves them."""
