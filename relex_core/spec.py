@@ -338,6 +338,9 @@ class DecisionSpec(Section):
     """The whole interval must lie above this difference in accuracy (0.01 = one point)."""
     margin: Annotated[float, Field(ge=0, le=1)] = 0.01
     """How much worse than the last observed checkpoint is still as good (rule non_inferior)."""
+    beat_base: bool = True
+    """Promote only what is also shown to be better than the base: where RL made the model worse, undoing that is no
+    progress."""
 
 
 class CostSpec(Section):

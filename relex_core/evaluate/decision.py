@@ -32,7 +32,7 @@ class Standing(BaseModel):
 
 
 class Test(BaseModel):
-    """One condition of the verdict: the interval of finalist − last observed against a threshold."""
+    """One condition of the verdict: the interval of finalist − last observed (or base) against a threshold."""
 
     model_config = ConfigDict(frozen=True)
     __test__ = False  # no test class of pytest
@@ -83,6 +83,8 @@ class Decision(BaseModel):
     last observed against base."""
     tests: tuple[Test, ...]
     """The conditions of the verdict: one for each confirmation task, one for each guard."""
+    base_tests: tuple[Test, ...]
+    """Finalist against base, one for each confirmation task; empty where `decision.beat_base` is off."""
     select: tuple[Standing, ...]
     confirm: tuple[Standing, ...]
     guards: tuple[Standing, ...]

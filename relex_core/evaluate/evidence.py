@@ -109,10 +109,12 @@ class Evidence:
             **asdict(paired_difference(a, b, confidence)),
         )
 
-    def p_above(self, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT) -> float:
-        """As `statistics.p_above`, of finalist − last observed."""
+    def p_above(
+        self, reference: Candidate, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT
+    ) -> float:
+        """As `statistics.p_above`, of finalist − reference."""
         a = self._outcomes(self.finalist, split, task, unknown[0])
-        return p_above(a, self._outcomes(self.last_observed, split, task, unknown[1]), threshold)
+        return p_above(a, self._outcomes(reference, split, task, unknown[1]), threshold)
 
     def _outcomes(self, candidate: Candidate, split: Split, task: str, unknown: float) -> NDArray[np.float64]:
         results = self.guards if split == "guard" else self.confirm
