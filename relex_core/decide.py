@@ -17,7 +17,7 @@ from relex_core.collect import load_spec_of
 from relex_core.errors import DataError
 from relex_core.evaluate import evaluation_of
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
-from relex_core.evaluate.decision import Decision, Standing
+from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
 from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
@@ -121,6 +121,12 @@ def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost
         select=tuple(map(_standing, evidence.select)),
         confirm=tuple(map(_standing, evidence.confirm)),
         guards=tuple(map(_standing, evidence.guards)),
+        harness=tuple(
+            HarnessStanding.model_validate(result.model_dump(include=set(HarnessStanding.model_fields)))
+            for name in (finalist.name, last.name, base.name)
+            for result in evidence.harness[name].values()
+        ),
+        warnings=tuple(dict.fromkeys(text for r in evidence.results for text in r.warnings)),
         rule=rule.rule,
         min_gain=rule.min_gain,
         margin=rule.margin,

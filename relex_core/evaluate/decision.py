@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core.evaluate.candidates import LAST_OBSERVED
 from relex_core.evaluate.evidence import Comparison
+from relex_core.evaluate.harness import Metric
 from relex_core.evaluate.tasks import Split
 
 
@@ -29,6 +30,22 @@ class Standing(BaseModel):
     no_answer_rate: float
     timeout_rate: float
     mean_tokens: float
+
+
+class HarnessStanding(BaseModel):
+    """One model's result on one task of lm-eval's harness."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str
+    task: str
+    n: int
+    shots: int
+    version: str
+    """Of the task's definition."""
+    harness: str
+    """Version of lm-eval."""
+    metrics: dict[str, Metric]
 
 
 class Test(BaseModel):
@@ -88,6 +105,11 @@ class Decision(BaseModel):
     select: tuple[Standing, ...]
     confirm: tuple[Standing, ...]
     guards: tuple[Standing, ...]
+    harness: tuple[HarnessStanding, ...]
+    """What `relex evaluate --lm-eval` found for finalist, last observed and base; decides only through
+    `evaluation.harness_guards`, whose tests are among `tests`."""
+    warnings: tuple[str, ...]
+    """Of all evaluations: what makes their numbers less than repeatable."""
     rule: Literal["superior", "non_inferior"]
     min_gain: float
     margin: float

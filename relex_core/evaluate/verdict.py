@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from relex_core.evaluate.candidates import Candidate
 from relex_core.evaluate.decision import Test, p_text
-from relex_core.evaluate.evidence import LEFT_OUT, Evidence, Unknown
+from relex_core.evaluate.evidence import LEFT_OUT, Comparison, Evidence, Unknown
 from relex_core.evaluate.tasks import Split
-from relex_core.spec import DecisionSpec, EvaluationSpec
+from relex_core.spec import DecisionSpec, EvaluationSpec, HarnessGuardSpec
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def judge(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, unknown:
         _test(evidence, evidence.last_observed, "guard", guard.task.name, -guard.margin, alpha, unknown, guard.require)
         for guard in spec.guards
     )
+    guards += tuple(_harness_test(evidence, guard, alpha) for guard in spec.harness_guards)
     promoted = good and beats_base and all(test.held for test in guards)
     return Verdict(promoted, alpha, confirm, guards, base, good, beats_base)
 
@@ -107,13 +108,21 @@ def _test(
     require: str = "shown",
 ) -> Test:
     comparison = evidence.compare(evidence.finalist, reference, split, task, 1 - alpha, unknown)
+    return _tested(comparison, evidence.p_above(reference, split, task, threshold, unknown), threshold, require)
+
+
+def _harness_test(evidence: Evidence, guard: HarnessGuardSpec, alpha: float) -> Test:
+    return _tested(*evidence.compare_harness(guard, 1 - alpha), -guard.margin, guard.require)
+
+
+def _tested(comparison: Comparison, p_above: float, threshold: float, require: str) -> Test:
     low, high = comparison.interval
     return Test(
-        task=task,
-        split=split,
+        task=comparison.task,
+        split=comparison.split,
         threshold=threshold,
         comparison=comparison,
-        p_above=evidence.p_above(reference, split, task, threshold, unknown),
+        p_above=p_above,
         held=low > threshold if require == "shown" else high >= threshold,
     )
 
