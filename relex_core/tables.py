@@ -164,9 +164,8 @@ def decision_text(decision: Decision) -> str:
     cells = [tuple(row[key] for key in ("candidate", "select", "confirm", "gain", "p")) for row in rows]
     saved = f"\ntraining steps saved: {decision.training_steps_saved}" if decision.decision == "promote" else ""
     harness = f"\n\n{harness_text(decision.harness)}" if decision.harness else ""
-    return (
-        f"{table_text(headings, cells)}{harness}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}{saved}"
-    )
+    verdict = f"{decision.decision}: {decision.candidate}\n{decision.reason}{saved}"
+    return f"{table_text(headings, cells)}{harness}\n\n{verdict}{_warning_lines(decision.warnings)}"
 
 
 def run_text(result: RunResult) -> str:
