@@ -150,7 +150,7 @@ def coverage(runs: int, rng: np.random.Generator) -> None:
     rows = []
     for (name, (n, k)), mean in product(COVERAGE.items(), ACCURACIES):
         found = [
-            f"{100 * rate(runs, rng, Case(n, k, mean, icc).covers_mean, n):.1f}" if k > 1 or icc == 0 else ""
+            f"{100 * rate(5 * runs, rng, Case(n, k, mean, icc).covers_mean, n):.1f}" if k > 1 or icc == 0 else ""
             for icc in CORRELATIONS
         ]
         rows.append([f"{name} at {mean}", *found])
@@ -171,7 +171,7 @@ def differences(runs: int, rng: np.random.Generator) -> None:
                 row.append("")
                 continue
             found = [
-                100 * rate(runs // 2, rng, partial(Case(n, k, mean, icc, alike).covers_gain, gain=gain), 5 * n)
+                100 * rate(runs, rng, partial(Case(n, k, mean, icc, alike).covers_gain, gain=gain), 5 * n)
                 for gain, alike in product(gains, (0.5, 0.9))
             ]
             row.append(f"{min(found):.1f} to {max(found):.1f}")

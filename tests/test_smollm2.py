@@ -19,6 +19,7 @@ from relex_core.spec import resolve_spec
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "relex-step00020-scale1.00"
+TOKENS = 32
 QUESTIONS = {
     "select": [("What is 2 + 2?", "4"), ("What is 3 times 5?", "15"), ("What is 10 - 7?", "3")],
     "confirm": [
@@ -81,7 +82,7 @@ def run(model, tmp_path):
     def split(name, **more):
         prompt = {"template": "{question}\nPut your final answer within \\boxed{}.", "chat": True}
         task = {"name": "math", "file": f"{name}.jsonl", "grader": "math", "prompt": prompt}
-        return {"task": task, "max_tokens": 48, "batch_size": 2, **more}
+        return {"task": task, "max_tokens": TOKENS, "batch_size": 3, **more}
 
     data = {
         "base": str(model),
@@ -116,8 +117,8 @@ def test_the_math_task_path_end_to_end(run, monkeypatch):
         rows = rows_of(run, name, split)
         assert len(rows) == result.n * result.k == 3 * (2 if split == "confirm" else 1)
         assert all(row["prompt"].startswith("<|im_start|>") and row["prompt"].endswith("assistant\n") for row in rows)
-        assert all(0 < row["tokens"] <= 48 for row in rows)
-        assert all((row["finish_reason"] == "length") <= (row["tokens"] == 48) for row in rows)
+        assert all(0 < row["tokens"] <= TOKENS for row in rows)
+        assert all((row["finish_reason"] == "length") <= (row["tokens"] == TOKENS) for row in rows)
         assert {row["status"] for row in rows} <= {"correct", "wrong", "no_answer"}
         assert all(
             (row["status"] == "no_answer") <= ("\\boxed{" not in row["text"] or row["tokens"] == 48) for row in rows

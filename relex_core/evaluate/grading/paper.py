@@ -87,10 +87,21 @@ def equal(given: str, gold: str) -> bool:
     a, b = _number(given), _number(gold)
     if a is not None and b is not None:  # whatever the factor hides, numbers are compared as numbers only
         return any(math.isclose(a, factor * b, rel_tol=1e-4) for factor in (0.01, 1, 100))
+    if any(right is not None and "=" not in other and equal(right, other) for right, other in _assigned(given, gold)):
+        return True
     parts, gold_parts = _parts(given), _parts(gold)
     if parts and gold_parts and len(parts) == len(gold_parts):
         return all(equal(x, y) for x, y in zip(parts, gold_parts, strict=True))
     return _same_expression(given, gold)
+
+
+def _assigned(given: str, gold: str) -> list[tuple[str | None, str]]:
+    """What stands right of "k =" on either side, with the other side."""
+    pairs = []
+    for text, other in ((given, gold), (gold, given)):
+        left, equals, right = text.partition("=")
+        pairs.append((right if equals and "=" not in right and len(left.strip()) <= 2 else None, other))
+    return pairs
 
 
 def _bare(text: str) -> str:
