@@ -51,6 +51,8 @@ def test_choice(completion, answer, status):
             "a plain gold answer stays as it is: 50 % is 0.5, and 5000 is neither 50 nor 0.005",
         ),
         (r"\boxed{0.5}", r"50\%", "correct", "a percent sign in the gold answer"),
+        (r"\boxed{[5, 8]}", "5,8", "correct", "brackets around the whole"),
+        (r"\boxed{[x,y)}", "(x,z)", "wrong", "intervals, part by part"),
         (r"\boxed{ab}", "ba", "wrong", "letters are one symbol"),
         ("no number at all", "7", "no_answer", "nothing to extract"),
     ],

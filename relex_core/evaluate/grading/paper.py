@@ -82,7 +82,7 @@ def cleaned(text: str) -> str:
 
 def equal(given: str, gold: str) -> bool:
     """Their notion of equal."""
-    if given == gold or _bare(given) == _bare(gold):
+    if given == gold or _same_text(given, gold):
         return True
     a, b = _number(given), _number(gold)
     if a is not None and b is not None:  # whatever the factor hides, numbers are compared as numbers only
@@ -102,6 +102,14 @@ def _assigned(given: str, gold: str) -> list[tuple[str | None, str]]:
         left, equals, right = text.partition("=")
         pairs.append((right if equals and "=" not in right and len(left.strip()) <= 2 else None, other))
     return pairs
+
+
+def _same_text(given: str, gold: str) -> bool:
+    """Without brackets; square and round ones around the whole differ only from each other."""
+    outer = given[:1] + given[-1:]
+    if (outer == "[]" and not gold.startswith("(")) or (outer == "()" and not gold.startswith("[")):
+        given, gold = given.strip("[]()"), gold.strip("[]()")
+    return _bare(given) == _bare(gold)
 
 
 def _bare(text: str) -> str:
