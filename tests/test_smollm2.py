@@ -73,7 +73,9 @@ def run(model, tmp_path):
         for path in model.iterdir():
             if path.suffix != ".safetensors":
                 shutil.copy(path, folder)
-        damaged["model.norm.weight"] = damaged["model.norm.weight"] * 0.1
+        damaged["model.layers.0.mlp.down_proj.weight"] = torch.zeros_like(
+            damaged["model.layers.0.mlp.down_proj.weight"]
+        )
         save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
     for name, pairs in QUESTIONS.items():
         rows = [{"prompt": question, "answer": answer} for question, answer in pairs]
