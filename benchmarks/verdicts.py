@@ -27,8 +27,8 @@ RUNS = (
     ("format", 1, 1.0),
     ("format", 2, 0.5),
     ("format", 3, 2.0),
+    ("addition", 0, 1.0),
     ("addition", 1, 1.0),
-    ("addition", 2, 0.5),
     ("addition", 3, 2.0),
 )
 """Task, seed, factor on the GRPO learning rate."""
@@ -37,6 +37,7 @@ HEADINGS = (
     "task",
     "seed",
     "lr",
+    "base",
     "observed",
     "verdict",
     "shipped (truth)",
@@ -59,23 +60,27 @@ def verdict(out: Path, task: DemoTask) -> list[str]:
 
     collect(load_spec(_spec(out, data, "truth", "truth")))
     last = trained.trajectory / f"global_step_{task.t_cut}" / "actor" / "huggingface"
-    folders = {"observed": str(last)}
+    folders = {"observed": str(last), "start": str(trained.base)}
     folders |= {path.name: str(path) for path in sorted((out / "run" / "candidates").iterdir())}
     truth = {result.candidate: result.mean for result in measure_checkpoints(str(out / "truth"), folders)}
-    observed = truth.pop("observed")
+    observed, base = truth.pop("observed"), truth.pop("start")
     best = max(truth, key=lambda name: truth[name])
     shipped = observed if decision.decision == "keep_observed" else truth[decision.candidate]
     possible = max(truth[best] - observed, 0.0)
     share = f"{(shipped - observed) / possible:.0%}" if possible else "nothing to gain"
-    right = shipped > observed if decision.decision == "promote" else possible < 0.02
     return [
-        *(task.name, str(task.seed), f"{task.grpo_lr:g}", f"{observed:.3f}"),
+        *(task.name, str(task.seed), f"{task.grpo_lr:g}", f"{base:.3f}", f"{observed:.3f}"),
         f"{decision.decision}: {decision.candidate}",
         f"{shipped:.3f}",
         f"{truth[best]:.3f} {best}",
         share,
-        "yes" if right else "no",
+        "yes" if _right(decision.decision, shipped, truth[best], max(observed, base)) else "no",
     ]
+
+
+def _right(verdict: str, shipped: float, best: float, without: float) -> bool:
+    """A promotion beats what there was without relex (observed or base); else no candidate beats it by 2 points."""
+    return shipped > without if verdict == "promote" else best - without < 0.02
 
 
 def _spec(out: Path, data: dict, confirm: str, root: str) -> Path:

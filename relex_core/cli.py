@@ -274,10 +274,19 @@ def extrapolate(run: str, target_steps: Sequence[int], scales: Sequence[float], 
 @main.command()
 @run_argument
 @click.option("--candidate", "candidates", multiple=True, help="Only these, on the selection split.")
+@click.option("--lm-eval", metavar="TASKS", help="Run these tasks of lm-eval's harness instead: names, with commas.")
+@click.option("--lm-eval-path", type=click.Path(exists=True, file_okay=False), help="Folder with more task YAML.")
 @json_option
 @stage
-def evaluate(run: str, candidates: Sequence[str], as_json: bool) -> None:
+def evaluate(run: str, candidates: Sequence[str], lm_eval: str | None, lm_eval_path: str | None, as_json: bool) -> None:
     """Measure candidates, base and last observed checkpoint; then the finalist on the confirmation split."""
+    if lm_eval is not None:
+        from relex_core.evaluate.harness_run import run_harness
+        from relex_core.tables import harness_text
+
+        found = run_harness(run, lm_eval.split(","), candidates=candidates, include=lm_eval_path)
+        _print([result.model_dump(mode="json") for result in found], lambda: harness_text(found), as_json)
+        return
     from relex_core.evaluate import evaluate as evaluate_run
     from relex_core.tables import results_text
 

@@ -17,8 +17,8 @@ from relex_core.collect import load_spec_of
 from relex_core.errors import DataError
 from relex_core.evaluate import evaluation_of
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
-from relex_core.evaluate.decision import Decision, Standing
-from relex_core.evaluate.evidence import Evidence
+from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
+from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
 from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec
@@ -33,7 +33,8 @@ def decide(run: str) -> Decision:
     """Decide from the stored evaluations, and write RUN/decision.json.
 
     `promote` only if the whole interval of the finalist's confirmed gain over the last observed checkpoint lies above
-    `decision.min_gain` (rule superior) or above −`decision.margin` (rule non_inferior), and every guard holds;
+    `decision.min_gain` (rule superior) or above −`decision.margin` (rule non_inferior), that of its gain over the base
+    above 0 (unless `decision.beat_base` is off), and every guard holds;
     `keep_observed` otherwise; `not_ready` if time-outs of the grader could turn the verdict. It generates nothing:
     other rules and margins can be tried by changing the spec (relex collect takes them over) and deciding again.
 
@@ -108,7 +109,7 @@ def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost
     }
     return Decision(
         decision="not_ready" if not certain else "promote" if promoted else "keep_observed",
-        reason=verdict.reason() if certain else _uncertain(evidence),
+        reason="; ".join([verdict.reason(), *_about_base(list(others.values()))]) if certain else _uncertain(evidence),
         candidate=chosen.name,
         method=chosen.method,
         step=chosen.step,
@@ -116,9 +117,16 @@ def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost
         finalist=finalist.name,
         evidence=tuple(c for test in verdict.confirm for c in (test.comparison, *others[test.task])),
         tests=(*verdict.confirm, *verdict.guards),
+        base_tests=verdict.base,
         select=tuple(map(_standing, evidence.select)),
         confirm=tuple(map(_standing, evidence.confirm)),
         guards=tuple(map(_standing, evidence.guards)),
+        harness=tuple(
+            HarnessStanding.model_validate(result.model_dump(include=set(HarnessStanding.model_fields)))
+            for name in (finalist.name, last.name, base.name)
+            for result in evidence.harness[name].values()
+        ),
+        warnings=tuple(dict.fromkeys(text for r in evidence.results for text in r.warnings)),
         rule=rule.rule,
         min_gain=rule.min_gain,
         margin=rule.margin,
@@ -129,6 +137,19 @@ def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost
         cost=cost_of(cost, saved, pipeline_seconds(evidence.store)),
         window_digest=evidence.window_digest,
     )
+
+
+def _about_base(compared: list[tuple[Comparison, Comparison]]) -> list[str]:
+    """What to tell of the base: a model that everybody has already may be the best there is."""
+    lines = []
+    for finalist, last in compared:
+        if last.interval[1] < 0:
+            lines.append(f"on {last.task} RL lowered the accuracy: last observed − base is {last.difference:+.3f}")
+            if finalist.interval[1] < 0:
+                lines.append("the base is better than both: consider keeping the base")
+            elif finalist.interval[0] <= 0:
+                lines.append("the finalist does no more than undo that: consider keeping the base")
+    return lines
 
 
 def _uncertain(evidence: Evidence) -> str:

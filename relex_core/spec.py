@@ -326,6 +326,17 @@ class GuardSpec(SplitSpec):
     does not lie wholly below it."""
 
 
+class HarnessGuardSpec(Section):
+    """A task of lm-eval's harness that must not get worse; measured by `relex evaluate RUN --lm-eval TASK`."""
+
+    task: str
+    """The harness's name for it."""
+    metric: str
+    """One with a score from 0 to 1 for every document, for example `acc` or `exact_match,strict-match`."""
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.02
+    require: Literal["shown", "not_refuted"] = "shown"
+
+
 def _one_or_several(data: Any) -> str:
     return SEVERAL if isinstance(data, (list, tuple)) else ONE
 
@@ -354,6 +365,8 @@ class EvaluationSpec(Section):
     """Untouched until then: finalist against the last observed checkpoint."""
     guards: tuple[GuardSpec, ...] = ()
     """Tasks that must not fall by more than their margins; measured like `confirm`, decide nothing else."""
+    harness_guards: tuple[HarnessGuardSpec, ...] = ()
+    """Like `guards`, by lm-eval's harness."""
     search: Literal["auto", "halving", "full"] = "auto"
     """`full`: every candidate on all selection questions. `halving`: all on a part, the better quarter on four times as
     many, and so on. `auto`: halving for more than 8 candidates, if there are at least 4 batches of questions."""
@@ -389,6 +402,9 @@ class DecisionSpec(Section):
     """The whole interval must lie above this difference in accuracy (0.01 = one point)."""
     margin: Annotated[float, Field(ge=0, le=1)] = 0.01
     """How much worse than the last observed checkpoint is still as good (rule non_inferior)."""
+    beat_base: bool = True
+    """Promote only what is also shown to be better than the base: where RL made the model worse, undoing that is no
+    progress."""
 
 
 class CostSpec(Section):

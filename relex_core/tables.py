@@ -18,6 +18,8 @@ from relex_core.watch import WatchResult
 
 if TYPE_CHECKING:
     from relex_core.decide import Decision
+    from relex_core.evaluate.decision import HarnessStanding
+    from relex_core.evaluate.harness import HarnessResult
     from relex_core.evaluate.results import EvalResult
     from relex_core.run import RunResult
 
@@ -154,7 +156,25 @@ def results_text(results: Sequence[EvalResult]) -> str:
         (r.candidate, r.split, str(r.n), f"{r.mean:.3f}", f"[{r.interval[0]:.3f}, {r.interval[1]:.3f}]")
         for r in results
     ]
-    return table_text(("candidate", "split", "n", "accuracy", "95 % interval"), rows)
+    warnings = dict.fromkeys(text for r in results for text in r.warnings)
+    return table_text(("candidate", "split", "n", "accuracy", "95 % interval"), rows) + _warning_lines(warnings)
+
+
+def _warning_lines(warnings: Iterable[str]) -> str:
+    return "".join(f"\nwarning: {text}" for text in warnings)
+
+
+def harness_text(results: Sequence[HarnessResult | HarnessStanding]) -> str:
+    rows = [
+        (r.candidate, r.task, name, str(r.n), f"{metric.value:.3f}", _plus_minus(metric.standard_error))
+        for r in results
+        for name, metric in r.metrics.items()
+    ]
+    return table_text(("candidate", "lm-eval task", "metric", "n", "value", "SE"), rows)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f"± {error:.3f}"
 
 
 def decision_text(decision: Decision) -> str:
@@ -162,7 +182,9 @@ def decision_text(decision: Decision) -> str:
     headings = ("candidate", "select ± SE", "confirm [95 %]", "gain over last observed", "p")
     cells = [tuple(row[key] for key in ("candidate", "select", "confirm", "gain", "p")) for row in rows]
     saved = f"\ntraining steps saved: {decision.training_steps_saved}" if decision.decision == "promote" else ""
-    return f"{table_text(headings, cells)}\n\n{decision.decision}: {decision.candidate}\n{decision.reason}{saved}"
+    harness = f"\n\n{harness_text(decision.harness)}" if decision.harness else ""
+    verdict = f"{decision.decision}: {decision.candidate}\n{decision.reason}{saved}"
+    return f"{table_text(headings, cells)}{harness}\n\n{verdict}{_warning_lines(decision.warnings)}"
 
 
 def run_text(result: RunResult) -> str:

@@ -123,6 +123,36 @@ def test_a_confirmed_gain_is_promoted(run):
     assert against_base.difference > against_last.difference > 0
 
 
+@pytest.mark.parametrize("base, verdict", [(0.1, "promote"), (0.5, "keep_observed"), (0.7, "keep_observed")])
+def test_undoing_what_rl_did_is_no_progress(run, base, verdict):
+    """RL fell from the base's accuracy to 0.3; the finalist is back at 0.5."""
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    run.evaluation("base", "confirm", answers(base, seed=1))
+    decision = decide(str(run.path))
+    assert decision.decision == verdict
+    assert decision.tests[0].held, "it is better than the last observed checkpoint all the same"
+    [against_base] = decision.base_tests
+    assert (against_base.comparison.reference, against_base.threshold) == ("base", 0)
+    assert against_base.held == (verdict == "promote")
+    assert ("RL lowered the accuracy" in decision.reason) == (base > 0.3)
+    assert ("better than both" in decision.reason) == (base == 0.7)
+    run.spec(decision={"beat_base": False})
+    free = decide(str(run.path))
+    assert (free.decision, free.base_tests) == ("promote", ())
+
+
+def test_of_two_tasks_the_base_may_be_beaten_on_one_and_must_win_none(run):
+    two_tasks(run)
+    better, equal, worse = pair_of(30, 0), pair_of(3, 3), pair_of(0, 30)
+    for words, verdict in ((equal, "promote"), (worse, "keep_observed")):
+        confirm_both(run, addition=better, words=equal)
+        for task, (finalist, base) in {"addition": better, "words": words}.items():
+            run.evaluation(NEAR, "confirm", finalist, task=task)
+            run.evaluation("base", "confirm", base, task=task)
+        run.evaluation("last_observed", "confirm", words[0], task="words")
+        assert decide(str(run.path)).decision == verdict
+
+
 def test_the_file_is_the_decision_and_the_same_bytes_every_time(run):
     confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
     decision = decide(str(run.path))

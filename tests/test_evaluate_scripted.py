@@ -3,8 +3,11 @@
 import json
 import random
 import shutil
+import sys
 import textwrap
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +18,7 @@ from relex_core.evaluate import evaluate
 from relex_core.evaluate.scripted_backend import ScriptedGenerator
 from relex_core.evaluate.search import part, rounds
 from relex_core.spec import resolve_spec
+from relex_core.tables import decision_text, results_text
 
 DATA = Path(__file__).parent / "data" / "small" / "run"
 QUESTIONS = {"select": 64, "confirm": 40, "other": 40, "guard": 40}
@@ -292,7 +296,7 @@ def test_what_the_pipeline_took_is_measured(run):
 
 
 VLLM = """
-    import json, os
+    import json, os, subprocess
     print("noise while importing")
     from types import SimpleNamespace as Space
 
@@ -305,7 +309,8 @@ VLLM = """
             assert fields["trust_remote_code"] is False
             print("noise on stdout")
             self.log = open(os.environ["VLLM_LOG"], "a")
-            self.log.write(json.dumps({"pid": os.getpid(), "model": model, **fields}) + "\\n")
+            engine = subprocess.Popen(["sleep", "600"])  # as the engine's core and workers, which hold the GPUs
+            self.log.write(json.dumps({"pid": os.getpid(), "engine": engine.pid, "model": model, **fields}) + "\\n")
 
         def generate(self, prompts, parameters, use_tqdm):
             for prompt, one in zip(prompts, parameters, strict=True):
@@ -313,9 +318,21 @@ VLLM = """
             self.log.flush()
             if len(prompts[0]["prompt_token_ids"]) > 10:
                 raise ValueError("too long")
-            output = Space(text="0579", token_ids=[0, 5, 7, 9, 12], finish_reason="stop")
+            reason = "abort" if prompts[0]["prompt_token_ids"][0] == 9 else "stop"
+            output = Space(text="0579", token_ids=[0, 5, 7, 9, 12], finish_reason=reason)
             return [Space(outputs=[output]) for _ in prompts]
 """
+
+
+def ended(pid, seconds=20):
+    """Whether a process is gone, or a zombie that nobody has waited for, within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_the_vllm_process_and_its_protocol(tmp_path, monkeypatch):
@@ -336,6 +353,8 @@ def test_the_vllm_process_and_its_protocol(tmp_path, monkeypatch):
     assert answers == [[Completion("0579", 5, "stop")] * 2] * 2
     with pytest.raises(DataError, match="too long"):
         generator.generate(["12345678901="], sampling[0])
+    with pytest.raises(DataError, match="gave up on a prompt: abort"):
+        generator.generate(["9+1="], sampling[0])
     generator.close()
     start, *prompts = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert (start["tensor_parallel_size"], start["dtype"], start["gpu_memory_utilization"]) == (2, "bfloat16", 0.85)
@@ -343,4 +362,22 @@ def test_the_vllm_process_and_its_protocol(tmp_path, monkeypatch):
     assert (prompts[0]["temperature"], prompts[0]["top_p"], prompts[0]["max_tokens"]) == (0.7, 0.8, 6)
     assert prompts[0]["stop_token_ids"] == [12]
     assert len({prompt["seed"] for prompt in prompts[:4]}) == 4
+    assert start["enable_prefix_caching"] is False
     assert not Path(f"/proc/{start['pid']}").exists(), "the process is gone, and its memory with it"
+    assert ended(start["engine"]), "and so are those it started"
+
+
+def test_a_data_set_without_a_pinned_revision_is_named_wherever_its_numbers_are(tmp_path, monkeypatch, caplog):
+    rows = [{"prompt": f"confirm {i}", "answer": str(i)} for i in range(QUESTIONS["confirm"])]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: rows))
+    run = Run(tmp_path)
+    run.spec(confirm={"task": {"name": "confirm", "hub": {"id": "some/questions"}}, "batch_size": 4})
+    run.candidate("relex-step00020-scale1.00", 20, 0.6)
+    results = evaluate(str(run.path))
+    decision = decide(str(run.path))
+    [warning] = decision.warnings
+    assert "some/questions at its newest revision" in warning
+    assert {result.split for result in results if result.warnings == (warning,)} == {"confirm"}
+    assert f"warning: {warning}" in results_text(results)
+    assert f"warning: {warning}" in decision_text(decision)
+    assert warning in caplog.text

@@ -251,5 +251,8 @@ def test_the_hub_is_read_through_datasets_at_its_revision(monkeypatch):
     task = load_task(TaskSpec.model_validate(spec))
     assert [(q.id, q.answer) for q in task.questions] == [(str(i + 1), rf"so \boxed{{{i}}}") for i in range(3)]
     assert calls == [(("a/b", "c"), {"split": "test", "revision": 40 * "a"})]
+    assert task.warnings == ()
+    [warning] = load_task(TaskSpec.model_validate({**spec, "hub": {"id": "a/b"}})).warnings
+    assert "a/b at its newest revision" in warning
     with pytest.raises(StorageError, match="ConnectionError: offline"):
         load_task(TaskSpec.model_validate({**spec, "hub": {**hub, "split": "gone"}}))

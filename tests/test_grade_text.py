@@ -43,6 +43,17 @@ def test_choice(completion, answer, status):
         (r"\boxed{x^2+2x+1}", "(x+1)^2", "correct", "algebra"),
         (r"\boxed{x+1}", "x+2", "wrong", "algebra"),
         (r"\boxed{2-x=y}", "x+y=2", "correct", "an equation up to its sign"),
+        (r"\boxed{y=5}", "x=5", "correct", "a short left side is dropped, whatever it says"),
+        (
+            r"\boxed{5000}",
+            r"50\%",
+            "wrong",
+            "a plain gold answer stays as it is: 50 % is 0.5, and 5000 is neither 50 nor 0.005",
+        ),
+        (r"\boxed{0.5}", r"50\%", "correct", "a percent sign in the gold answer"),
+        (r"\boxed{[5, 8]}", "5,8", "correct", "brackets around the whole"),
+        (r"\boxed{[x,y)}", "(x,z)", "wrong", "intervals, part by part"),
+        (r"\boxed{ab}", "ba", "wrong", "letters are one symbol"),
         ("no number at all", "7", "no_answer", "nothing to extract"),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from relex_core.evaluate import intervals
 from relex_core.evaluate.statistics import accuracy, p_above, paired_difference, smallest_detectable
 
 OUTCOMES = arrays(np.float64, st.tuples(st.integers(2, 40), st.integers(1, 4)), elements=st.sampled_from([0.0, 1.0]))
@@ -21,14 +22,50 @@ def discordant(better, worse, same):
     return np.array(first)[:, None], np.array(second)[:, None]
 
 
-@pytest.mark.parametrize("correct, n", [(0, 2), (0, 50), (1, 50), (31, 50), (50, 50), (700, 1000)])
-def test_single_samples_get_wilsons_interval(correct, n):
+COUNTS = [(0, 5), (0, 50), (1, 50), (31, 50), (50, 50), (700, 1000)]
+
+
+def t_confidence(n):
+    """The confidence whose normal quantile is the t quantile of n questions at 95 %."""
+    return 2 * stats.norm.cdf(stats.t.ppf(0.975, n - 1)) - 1
+
+
+@pytest.mark.parametrize("correct, n", COUNTS)
+def test_single_samples_get_wilsons_interval_with_a_t_quantile(correct, n):
     estimate = accuracy([[1.0]] * correct + [[0.0]] * (n - correct))
-    wilson = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    expected = stats.binomtest(correct, n).proportion_ci(t_confidence(n), method="wilson")
     p = correct / n
     assert estimate.mean == pytest.approx(p)
     assert estimate.standard_error == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
-    assert estimate.interval == pytest.approx((wilson.low, wilson.high))
+    assert estimate.interval == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("correct, n", COUNTS)
+def test_wilson_is_scipys(correct, n):
+    expected = stats.binomtest(correct, n).proportion_ci(0.9, method="wilson")
+    assert intervals.wilson(np.array(correct / n), n, intervals.normal_quantile(0.9)) == pytest.approx(
+        (expected.low, expected.high)
+    )
+
+
+@pytest.mark.parametrize("better, worse", [(0, 3), (5, 0), (7, 2), (20, 20)])
+def test_the_exact_interval_is_clopper_and_pearsons(better, worse):
+    first, second = discordant(better, worse, 50)
+    expected = stats.binomtest(better, better + worse).proportion_ci(0.95, method="exact")
+    share = (better + worse) / (50 + better + worse)
+    got = intervals.exact((first - second)[:, 0], 0.95)
+    assert got == pytest.approx((share * (2 * expected.low - 1), share * (2 * expected.high - 1)))
+
+
+def test_many_data_sets_at_once_are_judged_like_each_alone():
+    rng = np.random.default_rng(4)
+    outcomes = rng.binomial(1, rng.beta(0.1, 0.5, (2, 40, 30, 1)), (2, 40, 30, 8)).astype(float)
+    first, second = outcomes.mean(axis=-1)
+    low, high = intervals.accuracy_interval(first, 8, 0.95)
+    d_low, d_high = intervals.difference_interval(first, second, 8, 0.95)
+    for i in range(40):
+        assert accuracy(outcomes[0, i]).interval == pytest.approx((low[i], high[i]))
+        assert paired_difference(outcomes[0, i], outcomes[1, i]).interval == pytest.approx((d_low[i], d_high[i]))
 
 
 def test_repeating_every_answer_does_not_make_the_interval_narrower():
@@ -49,9 +86,7 @@ def test_sampled_answers_near_the_middle_get_nearly_the_t_interval_of_question_m
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_at_the_edges_the_questions_count_as_trials(value):
-    wilson = stats.binomtest(int(30 * value), 30).proportion_ci(
-        2 * stats.norm.cdf(stats.t.ppf(0.975, 29)) - 1, "wilson"
-    )
+    wilson = stats.binomtest(int(30 * value), 30).proportion_ci(t_confidence(30), "wilson")
     assert accuracy(np.full((30, 8), value)).interval == pytest.approx((wilson.low, wilson.high))
 
 
@@ -77,14 +112,28 @@ def test_mcnemar_is_exact(better, worse):
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_many_discordant_questions_give_scipys_paired_t_interval(k):
+    """For k > 1 it is the wider of two that agree away from 0 and 1."""
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, 2, (2, 200, k)).astype(float)
     result = paired_difference(first, second, confidence=0.9)
     oracle = stats.ttest_rel(first.mean(axis=1), second.mean(axis=1))
-    assert result.interval == pytest.approx(tuple(oracle.confidence_interval(0.9)))
+    low, high = oracle.confidence_interval(0.9)
+    assert result.interval == pytest.approx((low, high), abs=1e-9 if k == 1 else 1e-3)
+    assert result.interval[0] <= low + 1e-12 and result.interval[1] >= high - 1e-12
     assert result.standard_error == pytest.approx(abs(result.difference / oracle.statistic))
     if k > 1:
         assert (result.test, result.p_value) == ("t", pytest.approx(oracle.pvalue))
+
+
+def test_sampled_answers_near_the_edge_lean_inwards():
+    """From 0.02 to 0.1, on 30 questions x 8: the t-interval is symmetric, and reaches below what can be true."""
+    rng = np.random.default_rng(5)
+    first, second = (rng.binomial(1, p, (30, 8)).astype(float) for p in (0.1, 0.02))
+    low, high = paired_difference(first, second).interval
+    t = stats.ttest_rel(first.mean(axis=1), second.mean(axis=1)).confidence_interval()
+    middle = first.mean() - second.mean()
+    assert high - middle > middle - low - 1e-12
+    assert low <= t.low and high > t.high
 
 
 def test_few_discordant_questions_never_contradict_the_exact_test():
@@ -108,7 +157,9 @@ def test_agreement_everywhere_is_not_certainty(k):
         assert result.smallest_detectable > high
         widths.append(high)
     assert widths == sorted(widths, reverse=True)
-    assert widths[-1] == pytest.approx(stats.binomtest(0, 500).proportion_ci(method="wilson").high)
+    wilson = stats.binomtest(0, 500).proportion_ci(0.95 if k == 1 else t_confidence(500), method="wilson")
+    assert widths[-1] >= wilson.high * (1 - 1e-9)
+    assert widths[-1] == pytest.approx(wilson.high, rel=0.01 if k > 1 else 1e-6)
 
 
 def test_always_better_is_significant_only_with_enough_questions():

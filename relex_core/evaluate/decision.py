@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core.evaluate.candidates import LAST_OBSERVED
 from relex_core.evaluate.evidence import Comparison
+from relex_core.evaluate.harness import Metric
 from relex_core.evaluate.tasks import Split
 
 
@@ -31,8 +32,24 @@ class Standing(BaseModel):
     mean_tokens: float
 
 
+class HarnessStanding(BaseModel):
+    """One model's result on one task of lm-eval's harness."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str
+    task: str
+    n: int
+    shots: int
+    version: str
+    """Of the task's definition."""
+    harness: str
+    """Version of lm-eval."""
+    metrics: dict[str, Metric]
+
+
 class Test(BaseModel):
-    """One condition of the verdict: the interval of finalist − last observed against a threshold."""
+    """One condition of the verdict: the interval of finalist − last observed (or base) against a threshold."""
 
     model_config = ConfigDict(frozen=True)
     __test__ = False  # no test class of pytest
@@ -83,9 +100,16 @@ class Decision(BaseModel):
     last observed against base."""
     tests: tuple[Test, ...]
     """The conditions of the verdict: one for each confirmation task, one for each guard."""
+    base_tests: tuple[Test, ...]
+    """Finalist against base, one for each confirmation task; empty where `decision.beat_base` is off."""
     select: tuple[Standing, ...]
     confirm: tuple[Standing, ...]
     guards: tuple[Standing, ...]
+    harness: tuple[HarnessStanding, ...]
+    """What `relex evaluate --lm-eval` found for finalist, last observed and base; decides only through
+    `evaluation.harness_guards`, whose tests are among `tests`."""
+    warnings: tuple[str, ...]
+    """Of all evaluations: what makes their numbers less than repeatable."""
     rule: Literal["superior", "non_inferior"]
     min_gain: float
     margin: float

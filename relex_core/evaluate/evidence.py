@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
+from relex_core.evaluate.harness import HarnessResult, paired_scores, read_harness_results
 from relex_core.evaluate.results import EvalResult, finalist, outcomes, read_result, read_samples
 from relex_core.evaluate.search import rounds
 from relex_core.evaluate.statistics import p_above, paired_difference
 from relex_core.evaluate.tasks import Split, splits_of
 from relex_core.manifest import load_manifest
-from relex_core.spec import EvaluationSpec, SplitSpec
+from relex_core.spec import EvaluationSpec, HarnessGuardSpec, SplitSpec
 from relex_core.storage import Store, open_store
 
 
@@ -64,6 +65,8 @@ class Evidence:
     """For each task: finalist, last observed, base."""
     guards: tuple[EvalResult, ...]
     """For each task: finalist, last observed."""
+    harness: Mapping[str, Mapping[str, HarnessResult]]
+    """What lm-eval found, by candidate (finalist, last observed, base) and task; not all need be there."""
     looks: int
     """Finalists, this one included, that were measured on these confirmation questions."""
     window_digest: str
@@ -88,7 +91,16 @@ class Evidence:
         looks = max(
             _looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
         )
-        return cls(store, base, last, best, tuple(select), tuple(confirm), tuple(guards), looks, manifest.digest)
+        harness = {c.name: {r.task: r for r in _harness(store, c, manifest.digest)} for c in (best, last, base)}
+        _refuse_missing(store, harness, [best.name, last.name], [guard.task for guard in spec.harness_guards])
+        return cls(
+            store, base, last, best, tuple(select), tuple(confirm), tuple(guards), harness, looks, manifest.digest
+        )
+
+    @property
+    def results(self) -> tuple[EvalResult, ...]:
+        """All of our own evaluations."""
+        return (*self.select, *self.confirm, *self.guards)
 
     def compare(
         self,
@@ -109,15 +121,51 @@ class Evidence:
             **asdict(paired_difference(a, b, confidence)),
         )
 
-    def p_above(self, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT) -> float:
-        """As `statistics.p_above`, of finalist − last observed."""
+    def p_above(
+        self, reference: Candidate, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT
+    ) -> float:
+        """As `statistics.p_above`, of finalist − reference."""
         a = self._outcomes(self.finalist, split, task, unknown[0])
-        return p_above(a, self._outcomes(self.last_observed, split, task, unknown[1]), threshold)
+        return p_above(a, self._outcomes(reference, split, task, unknown[1]), threshold)
+
+    def compare_harness(self, guard: HarnessGuardSpec, confidence: float) -> tuple[Comparison, float]:
+        """Finalist − last observed on a task of lm-eval's harness, and `statistics.p_above` at −margin."""
+        names = self.finalist.name, self.last_observed.name
+        first, second = (self.harness[name][guard.task] for name in names)
+        a, b = paired_scores(self.store, first, second, guard.metric)
+        comparison = Comparison(
+            candidate=names[0],
+            reference=names[1],
+            task=f"{guard.task} (lm-eval, {first.metric(guard.metric)})",
+            split="guard",
+            **asdict(paired_difference(a, b, confidence)),
+        )
+        return comparison, p_above(a, b, -guard.margin)
 
     def _outcomes(self, candidate: Candidate, split: Split, task: str, unknown: float) -> NDArray[np.float64]:
         results = self.guards if split == "guard" else self.confirm
         [result] = [r for r in results if (r.candidate, r.task) == (candidate.name, task)]
         return outcomes(read_samples(self.store, result), unknown)
+
+
+def _harness(store: Store, candidate: Candidate, window: str) -> list[HarnessResult]:
+    """The results for the weights as they are now; older ones are left out."""
+    found = read_harness_results(store, candidate.name)
+    return [r for r in found if (r.key["candidate"], r.key["window"]) == (candidate.digest, window)]
+
+
+def _refuse_missing(
+    store: Store, harness: Mapping[str, Mapping[str, HarnessResult]], names: Sequence[str], tasks: Sequence[str]
+) -> None:
+    for task in tasks:
+        missing = [name for name in names if task not in harness[name]]
+        if missing:
+            raise WindowNotReady(
+                f"lm-eval's task {task} has not been run on {', '.join(missing)} yet",
+                where=f"{store.uri}/{layout.EVALUATIONS}",
+                expected="evaluation.harness_guards measured on the finalist and on last_observed",
+                next_step=f"relex evaluate {store.uri} --lm-eval {task} --candidate {names[0]}",
+            )
 
 
 def _results(store: Store, candidates: Sequence[Candidate], split: Split, spec: EvaluationSpec) -> list[EvalResult]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,9 +80,18 @@ class Child:
             raise DataError(**answer["fault"])
         return answer["answer"]
 
-    def close(self) -> None:
-        """Kill it, whatever it does."""
-        self._process.kill()
+    def close(self, patience: float = 0.0) -> None:
+        """End it and every process it has started.
+
+        Args:
+            patience: seconds it gets to leave by itself once its input has ended; then it is killed.
+        """
+        if patience and self._process.stdin is not None:
+            with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+                self._process.stdin.close()
+                self._process.wait(patience)
+        with suppress(ProcessLookupError):  # the group of a child that started others outlives it
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

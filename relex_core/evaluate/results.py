@@ -56,6 +56,8 @@ class EvalResult(BaseModel):
     loose_rate: float
     """Share whose last number is the gold number: a diagnostic of answers in a wrong form, no accuracy."""
     mean_tokens: float
+    warnings: tuple[str, ...] = ()
+    """What makes these numbers less than repeatable, such as a data set without a pinned revision."""
     samples_sha256: str
     """Of samples.jsonl: the summary belongs to these samples and no others."""
     key: dict[str, Any]
@@ -63,7 +65,14 @@ class EvalResult(BaseModel):
     key_digest: str
 
 
-def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[Row], samples: bytes) -> EvalResult:
+def summarise(
+    candidate: str,
+    split: Split,
+    key: dict[str, Any],
+    rows: Sequence[Row],
+    samples: bytes,
+    warnings: tuple[str, ...] = (),
+) -> EvalResult:
     """Count the graded rows of one evaluation; `samples` are the bytes of its samples.jsonl.
 
     Raises:
@@ -94,6 +103,7 @@ def summarise(candidate: str, split: Split, key: dict[str, Any], rows: Sequence[
         timeout_rate=sum(statuses[status] for status in UNKNOWN) / len(rows),
         loose_rate=sum(bool(row.get("loose")) for row in rows) / len(rows),
         mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
+        warnings=warnings,
         samples_sha256=hashlib.sha256(samples).hexdigest(),
         key=key,
         key_digest=digest_of(key),

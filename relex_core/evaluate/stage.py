@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from relex_core.progress import progress
 from relex_core.spec import EvaluationSpec, SplitSpec
 from relex_core.storage import Store, open_store, write_bytes
 
+log = logging.getLogger("relex")
+
 Part = Collection[int] | None
 """Indices of batches; None for all."""
 
@@ -34,6 +37,10 @@ def open_stage(run: str, spec: EvaluationSpec, manifest: WindowManifest) -> Iter
     """
     with ExitStack() as graders:
         tasks = load_splits(spec, manifest.base.uri)
+        for warning in dict.fromkeys(
+            text for of_split in tasks.values() for task in of_split for text in task.warnings
+        ):
+            log.warning("%s", warning)
         yield Stage(open_store(run), spec, manifest, tasks, conditions(spec), graders)
 
 
@@ -169,7 +176,7 @@ class Evaluation:
         grader = self.stage.grader(self.sampling.task.grader)
         rows = graded_rows(plan(self.task, self.sampling, part), finished, grader)
         samples = to_jsonl(rows)
-        result = summarise(self.candidate.name, self.split, self._key(part), rows, samples)
+        result = summarise(self.candidate.name, self.split, self._key(part), rows, samples, self.task.warnings)
         store.delete(f"{self.folder}/{layout.SUMMARY}")  # before its samples go
         write_bytes(store, samples_key(self.folder), samples)
         write_bytes(store, f"{self.folder}/{layout.SUMMARY}", result.model_dump_json(indent=1).encode())
@@ -179,7 +186,7 @@ class Evaluation:
         """The result on this part alone, made of a stored one on more questions. It is not written."""
         asked = {question.id for batch in self.plan for question in batch.questions}
         rows = [row for row in read_samples(self.stage.store, result) if row["id"] in asked]
-        return summarise(self.candidate.name, self.split, key, rows, to_jsonl(rows))
+        return summarise(self.candidate.name, self.split, key, rows, to_jsonl(rows), self.task.warnings)
 
 
 def evaluation_key(

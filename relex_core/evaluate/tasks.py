@@ -40,6 +40,8 @@ class Task:
     questions: tuple[Question, ...]
     sha256: str
     """Of the source: the file's bytes, or all items."""
+    warnings: tuple[str, ...] = ()
+    """What makes its numbers less than repeatable; shown with them."""
 
     @cached_property
     def prompts_digest(self) -> str:
@@ -124,7 +126,16 @@ def load_task(spec: TaskSpec, base: str = "", taken: Collection[str] = ()) -> Ta
         )
     render = _renderer(spec.prompt, base)
     questions = tuple(Question(render(item.prompt), item.answer, item.id, item.prompt) for item in items)
-    return Task(spec.name, source, questions, digest)
+    return Task(spec.name, source, questions, digest, _warnings(spec))
+
+
+def _warnings(spec: TaskSpec) -> tuple[str, ...]:
+    if spec.hub is None or spec.hub.revision is not None:
+        return ()
+    return (
+        f"task {spec.name} reads {spec.hub.id} at its newest revision, which may change: give the commit as "
+        "task.hub.revision",
+    )
 
 
 def _refuse_repeated(items: Sequence[Item]) -> None:

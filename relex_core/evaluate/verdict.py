@@ -7,6 +7,10 @@ promotes nothing. And on no confirmation task does the interval lie wholly below
 *non_inferior*: on every confirmation task the interval lies above −`margin`. All must hold, so no correction is due
 (intersection-union test, Berger 1982).
 
+The base: where RL made a model worse, a candidate can beat the last observed checkpoint and still be no better than
+what RL started from. So the first rule is asked of finalist − base too, with `min_gain` 0: better than the base on one
+task, after Holm, and worse on none. A further condition can only make promotions rarer, so no correction is due.
+
 Guards: on every one the interval lies above −margin (`shown`), or not wholly below it (`not_refuted`).
 
 α = (1 − confidence) / looks: Bonferroni over the finalists that have met these confirmation questions.
@@ -14,12 +18,14 @@ Guards: on every one the interval lies above −margin (`shown`), or not wholly 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relex_core.evaluate.candidates import Candidate
 from relex_core.evaluate.decision import Test, p_text
-from relex_core.evaluate.evidence import LEFT_OUT, Evidence, Unknown
+from relex_core.evaluate.evidence import LEFT_OUT, Comparison, Evidence, Unknown
 from relex_core.evaluate.tasks import Split
-from relex_core.spec import DecisionSpec, EvaluationSpec
+from relex_core.spec import DecisionSpec, EvaluationSpec, HarnessGuardSpec
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,16 @@ class Verdict:
     """1 − confidence of an interval that is not corrected for several tasks."""
     confirm: tuple[Test, ...]
     guards: tuple[Test, ...]
+    base: tuple[Test, ...]
+    """Finalist against base, one for each confirmation task; empty where the spec does not ask."""
+    beats_last: bool
+    beats_base: bool
 
     def reason(self) -> str:
         lines = [_sentence(test) for test in (*self.confirm, *self.guards)]
+        if self.beats_last and not self.beats_base:
+            lines += [_sentence(test) for test in self.base]
+            lines.append("better than the last observed checkpoint, but not shown to be better than the base")
         if len(self.confirm) > 1 and not self.promoted and any(test.held for test in self.confirm):
             lines.append("a gain on one task does not outweigh a loss on another or a guard")
         return "; ".join(lines)
@@ -48,26 +61,37 @@ def judge(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, unknown:
     alpha = (1 - rule.confidence) / evidence.looks
     tasks = [split.task.name for split in spec.confirm_splits]
     if rule.rule == "superior":
-        confirm = _holm(evidence, tasks, rule.min_gain, alpha, unknown)
-        floor = min(rule.min_gain, 0.0)
-        good = any(test.held for test in confirm) and all(test.comparison.interval[1] >= floor for test in confirm)
+        confirm = _holm(evidence, evidence.last_observed, tasks, rule.min_gain, alpha, unknown)
+        good = _better(confirm, min(rule.min_gain, 0.0))
     else:
-        confirm = tuple(_test(evidence, "confirm", task, -rule.margin, alpha, unknown) for task in tasks)
+        last = evidence.last_observed
+        confirm = tuple(_test(evidence, last, "confirm", task, -rule.margin, alpha, unknown) for task in tasks)
         good = all(test.held for test in confirm)
+    base = _holm(evidence, evidence.base, tasks, 0.0, alpha, unknown) if rule.beat_base else ()
+    beats_base = _better(base, 0.0) if rule.beat_base else True
     guards = tuple(
-        _test(evidence, "guard", guard.task.name, -guard.margin, alpha, unknown, shown=guard.require == "shown")
+        _test(evidence, evidence.last_observed, "guard", guard.task.name, -guard.margin, alpha, unknown, guard.require)
         for guard in spec.guards
     )
-    return Verdict(good and all(test.held for test in guards), alpha, confirm, guards)
+    guards += tuple(_harness_test(evidence, guard, alpha) for guard in spec.harness_guards)
+    promoted = good and beats_base and all(test.held for test in guards)
+    return Verdict(promoted, alpha, confirm, guards, base, good, beats_base)
 
 
-def _holm(evidence: Evidence, tasks: list[str], threshold: float, alpha: float, unknown: Unknown) -> tuple[Test, ...]:
+def _better(tests: Sequence[Test], floor: float) -> bool:
+    """Better on one task, and on none wholly below `floor`."""
+    return any(test.held for test in tests) and all(test.comparison.interval[1] >= floor for test in tests)
+
+
+def _holm(
+    evidence: Evidence, reference: Candidate, tasks: list[str], threshold: float, alpha: float, unknown: Unknown
+) -> tuple[Test, ...]:
     """Step down from the surest task; the tests come in the order of the spec."""
-    order = sorted(tasks, key=lambda task: evidence.p_above("confirm", task, threshold, unknown))
+    order = sorted(tasks, key=lambda task: evidence.p_above(reference, "confirm", task, threshold, unknown))
     tests: dict[str, Test] = {}
     failed = False
     for left, task in zip(range(len(tasks), 0, -1), order, strict=True):
-        test = _test(evidence, "confirm", task, threshold, alpha / left, unknown)
+        test = _test(evidence, reference, "confirm", task, threshold, alpha / left, unknown)
         failed = failed or not test.held
         tests[task] = test.model_copy(update={"held": not failed})
     return tuple(tests[task] for task in tasks)
@@ -75,23 +99,31 @@ def _holm(evidence: Evidence, tasks: list[str], threshold: float, alpha: float, 
 
 def _test(
     evidence: Evidence,
+    reference: Candidate,
     split: Split,
     task: str,
     threshold: float,
     alpha: float,
     unknown: Unknown,
-    *,
-    shown: bool = True,
+    require: str = "shown",
 ) -> Test:
-    comparison = evidence.compare(evidence.finalist, evidence.last_observed, split, task, 1 - alpha, unknown)
+    comparison = evidence.compare(evidence.finalist, reference, split, task, 1 - alpha, unknown)
+    return _tested(comparison, evidence.p_above(reference, split, task, threshold, unknown), threshold, require)
+
+
+def _harness_test(evidence: Evidence, guard: HarnessGuardSpec, alpha: float) -> Test:
+    return _tested(*evidence.compare_harness(guard, 1 - alpha), -guard.margin, guard.require)
+
+
+def _tested(comparison: Comparison, p_above: float, threshold: float, require: str) -> Test:
     low, high = comparison.interval
     return Test(
-        task=task,
-        split=split,
+        task=comparison.task,
+        split=comparison.split,
         threshold=threshold,
         comparison=comparison,
-        p_above=evidence.p_above(split, task, threshold, unknown),
-        held=low > threshold if shown else high >= threshold,
+        p_above=p_above,
+        held=low > threshold if require == "shown" else high >= threshold,
     )
 
 

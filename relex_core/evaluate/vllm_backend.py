@@ -21,6 +21,8 @@ from relex_core.spec import EvaluationSpec
 START_SECONDS = 1800.0
 """Loading weights and compiling kernels."""
 BATCH_SECONDS = 24 * 3600.0
+CLOSE_SECONDS = 60.0
+"""For the engine's own processes to end and give their GPUs' memory back; what is left of them is killed."""
 
 
 class VllmGenerator:
@@ -35,7 +37,7 @@ class VllmGenerator:
         self._child = Child("relex_core.evaluate.vllm_worker", arguments, start_seconds=START_SECONDS)
 
     def close(self) -> None:
-        self._child.close()
+        self._child.close(patience=CLOSE_SECONDS)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         seeds = [row_seed(sampling.seed, row) for row in range(len(prompts))]

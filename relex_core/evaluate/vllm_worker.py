@@ -28,6 +28,7 @@ def prepare(weights: str, tokenizer: str, dtype: str, gpus: str, memory: str) ->
         trust_remote_code=False,
         generation_config="vllm",  # the sampling of the spec, not that of the folder
         seed=0,
+        enable_prefix_caching=False,  # what was asked before, in a run that was not resumed, must not matter
     )
 
     def answer(request: Mapping[str, Any]) -> Answers:
@@ -50,14 +51,15 @@ def prepare(weights: str, tokenizer: str, dtype: str, gpus: str, memory: str) ->
             outputs = engine.generate(prompts, parameters, use_tqdm=False)
         except ValueError as error:  # a prompt is longer than the model's positions
             raise DataError(f"the vLLM engine refuses: {error}", where=weights) from error
-        return [_completion(output.outputs[0]) for output in outputs]
+        return [_completion(output.outputs[0], weights) for output in outputs]
 
     return answer
 
 
-def _completion(output: Any) -> dict[str, object]:
-    reason = "stop" if output.finish_reason == "stop" else "length"
-    return {"text": output.text, "tokens": len(output.token_ids), "finish_reason": reason}
+def _completion(output: Any, weights: str) -> dict[str, object]:
+    if output.finish_reason not in ("stop", "length"):
+        raise DataError(f"the vLLM engine gave up on a prompt: {output.finish_reason}", where=weights)
+    return {"text": output.text, "tokens": len(output.token_ids), "finish_reason": output.finish_reason}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ DROPPED = (
     r"|\\cdot|\\mathbf|\\mbox\{.*?\}|x\\in|and|\s|(?<=\d)\.0+(?=\D|$)"
 )
 
+WORD = re.compile(r"[A-Za-z]\w+")
+
 
 class Paper:
     """The authors' conventions."""
@@ -38,8 +40,8 @@ class Paper:
 
 
 def _gold(answer: str) -> str:
-    """A worked solution (MATH) is extracted from like a completion; a plain answer is only cleaned."""
-    return extracted(answer) if "boxed" in answer else cleaned(answer)
+    """A worked solution (MATH) is extracted from like a completion; a plain answer stays as it is."""
+    return extracted(answer) if "boxed" in answer else answer.strip()
 
 
 def extracted(text: str) -> str:
@@ -80,15 +82,34 @@ def cleaned(text: str) -> str:
 
 def equal(given: str, gold: str) -> bool:
     """Their notion of equal."""
-    if given == gold or _bare(given) == _bare(gold):
+    if given == gold or _same_text(given, gold):
         return True
     a, b = _number(given), _number(gold)
-    if a is not None and b is not None:
+    if a is not None and b is not None:  # whatever the factor hides, numbers are compared as numbers only
         return any(math.isclose(a, factor * b, rel_tol=1e-4) for factor in (0.01, 1, 100))
+    if any(right is not None and "=" not in other and equal(right, other) for right, other in _assigned(given, gold)):
+        return True
     parts, gold_parts = _parts(given), _parts(gold)
     if parts and gold_parts and len(parts) == len(gold_parts):
         return all(equal(x, y) for x, y in zip(parts, gold_parts, strict=True))
     return _same_expression(given, gold)
+
+
+def _assigned(given: str, gold: str) -> list[tuple[str | None, str]]:
+    """What stands right of "k =" on either side, with the other side."""
+    pairs = []
+    for text, other in ((given, gold), (gold, given)):
+        left, equals, right = text.partition("=")
+        pairs.append((right if equals and "=" not in right and len(left.strip()) <= 2 else None, other))
+    return pairs
+
+
+def _same_text(given: str, gold: str) -> bool:
+    """Without brackets; square and round ones around the whole differ only from each other."""
+    outer = given[:1] + given[-1:]
+    if (outer == "[]" and not gold.startswith("(")) or (outer == "()" and not gold.startswith("[")):
+        given, gold = given.strip("[]()"), gold.strip("[]()")
+    return _bare(given) == _bare(gold)
 
 
 def _bare(text: str) -> str:
@@ -96,8 +117,11 @@ def _bare(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
+    """5, 1,000, or a gold answer's 50 % as 0.5."""
+    digits = text.replace(",", "")
+    percent = digits.removesuffix("%").removesuffix("\\") if digits.endswith("%") else None
     try:
-        return float(text.replace(",", ""))
+        return float(digits) if percent is None else float(percent) / 100
     except ValueError:
         return None
 
@@ -107,6 +131,8 @@ def _parts(text: str) -> list[str]:
 
 
 def _same_expression(given: str, gold: str) -> bool:
+    if WORD.fullmatch(given) or WORD.fullmatch(gold):  # one symbol, no product of letters
+        return False
     try:
         a, b = _difference(given), _difference(gold)
         if bool(a.equals(b)) or simplify(a - b) == 0 or ("=" in given and simplify(a + b) == 0):
