@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from relex_core import layout
 from relex_core.checkpoints.checkpoint import CONFIG
-from relex_core.checkpoints.observed import ObservedStep
+from relex_core.checkpoints.observed import CAPTURED, ObservedStep
 from relex_core.errors import DataError
 from relex_core.events import record_event
 from relex_core.parallel import ordered_map
 from relex_core.storage import ObjectInfo, Store, exists, join_uri, open_store
-from relex_core.storage.captured import STEP_NAME, CapturedStep, CapturedSteps
+from relex_core.storage.captured import CapturedStep, CapturedSteps
 from relex_core.storage.crc32c import combine, encode
 from relex_core.storage.patches import BLOCK_BYTES, Block, CapturedFile, PatchIndex, encode_index, pack
 
@@ -88,8 +88,8 @@ def is_captured(run: str, step: int) -> bool:
 
 def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
     """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent."""
-    matches = [STEP_NAME.fullmatch(info.name) for info in folder.store.list()]
-    below = [(int(match[1]), match[0]) for match in matches if match and int(match[1]) < step]
+    numbers = [(CAPTURED.step_of(info.name), info.name) for info in folder.store.list()]
+    below = [(number, name) for number, name in numbers if number is not None and number < step]
     if not below:
         return None
     try:

@@ -19,7 +19,15 @@ from gcs import faults
 from gcs.faults import Fault, FaultyFront, faulty_front
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
 
-from relex_core.errors import CheckpointChanged, DataError, ObjectExists, ObjectNotFound, RelexError, StorageError
+from relex_core.errors import (
+    AccessDenied,
+    CheckpointChanged,
+    DataError,
+    ObjectExists,
+    ObjectNotFound,
+    RelexError,
+    StorageError,
+)
 from relex_core.storage import exists, open_store, ranges, read_bytes, uploads, write_bytes
 from relex_core.storage.gcs import GcsStore
 from relex_core.storage.local import LocalStore
@@ -205,10 +213,10 @@ REFUSED: dict[str, tuple[Fault, type[RelexError], int, tuple[str, ...]]] = {
     "412": (faults.status(412, "conditionNotMet"), CheckpointChanged, 4, ("replaced", "collect again")),
     "gzip": (faults.with_headers(Content_Encoding="gzip"), DataError, 4, ("compressed", "upload it again")),
     "stored as gzip": (faults.with_headers(X_Goog_Stored_Content_Encoding="gzip"), DataError, 4, ("compressed",)),
-    "401": (faults.status(401, "Invalid Credentials"), StorageError, 5, ("credentials", "gcloud auth")),
+    "401": (faults.status(401, "Invalid Credentials"), AccessDenied, 5, ("credentials", "gcloud auth")),
     "403": (
         faults.plain_status(403, DENIED.format("get")),
-        StorageError,
+        AccessDenied,
         5,
         (
             f"{ACCOUNT} lacks the permission storage.objects.get",
@@ -218,11 +226,11 @@ REFUSED: dict[str, tuple[Fault, type[RelexError], int, tuple[str, ...]]] = {
     ),
     "403 of nobody": (
         faults.plain_status(403, "Anonymous caller does not have storage.objects.get access"),
-        StorageError,
+        AccessDenied,
         5,
         ("Anonymous caller lacks the permission storage.objects.get", "--member=PRINCIPAL"),
     ),
-    "403 without words": (faults.plain_status(403, ""), StorageError, 5, ("the caller lacks", "storage.objects.get")),
+    "403 without words": (faults.plain_status(403, ""), AccessDenied, 5, ("the caller lacks", "storage.objects.get")),
 }
 
 
@@ -314,7 +322,7 @@ class TestReadsThatAreRefused:
         monkeypatch.setenv("NO_GCE_CHECK", "true")
         with pytest.raises(StorageError) as caught:
             open_store("gs://bucket/run")
-        check(caught.value, StorageError, 5, "credentials", "gcloud auth application-default login")
+        check(caught.value, AccessDenied, 5, "credentials", "gcloud auth application-default login")
 
 
 class TestListing:
@@ -326,7 +334,7 @@ class TestListing:
         front.plan("list", "", faults.status(403, DENIED.format("list")))
         with pytest.raises(StorageError) as caught:
             list(store.list())
-        check(caught.value, StorageError, 5, "storage.objects.list", ACCOUNT, "roles/storage.objectViewer", store.uri)
+        check(caught.value, AccessDenied, 5, "storage.objects.list", ACCOUNT, "roles/storage.objectViewer", store.uri)
 
 
 class TestCreating:
@@ -353,7 +361,7 @@ class TestCreating:
         front.plan("create", "claim", faults.status(403, DENIED.format("create")))
         with pytest.raises(StorageError) as caught:
             store.create("claim", b"mine")
-        check(caught.value, StorageError, 5, "storage.objects.create", "roles/storage.objectUser", f"{store.uri}/claim")
+        check(caught.value, AccessDenied, 5, "storage.objects.create", "roles/storage.objectUser", f"{store.uri}/claim")
 
     def test_deleting_survives_a_lost_answer(self, front: FaultyFront, store: GcsStore) -> None:
         front.plan("delete", KEY, faults.status(503), faults.lost_answer)
@@ -421,7 +429,8 @@ class TestUploads:
         front.plan_always(kind, "upload", fault)
         with pytest.raises(StorageError) as caught, store.open_write("upload") as writer:
             writer.write(DATA)
-        check(caught.value, StorageError, 5, f"{store.uri}/upload", *words)
+        kind_of_error = AccessDenied if "permission" in " ".join(words) else StorageError
+        check(caught.value, kind_of_error, 5, f"{store.uri}/upload", *words)
         assert not exists(store, "upload")
         assert not front.sessions
 

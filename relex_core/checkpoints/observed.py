@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.layouts import Layout, StepFolder
-from relex_core.storage import join_uri, open_store, open_stores
-from relex_core.storage.captured import STEP_NAME
+from relex_core.storage import PATCH_SUFFIX, join_uri, open_store, open_stores
 
-CAPTURED = Layout("captured", "step-{step}.relexpatch", "")
+CAPTURED = Layout("captured", f"step-{{step}}{PATCH_SUFFIX}", "")
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ def captured_steps(folder: str) -> list[ObservedStep]:
     Raises:
         DataError: one is damaged.
     """
-    names = [info.name for info in open_store(folder).list() if STEP_NAME.fullmatch(info.name)]
+    numbers = {info.name: CAPTURED.step_of(info.name) for info in open_store(folder).list()}
+    found = {name: number for name, number in numbers.items() if number is not None}
     steps = []
-    for name, store in zip(names, open_stores([join_uri(folder, name) for name in names]), strict=True):
-        number, files = CAPTURED.step_of(name), tuple(store.list())
-        assert number is not None, "both patterns agree"
+    for (name, number), store in zip(found.items(), open_stores([join_uri(folder, n) for n in found]), strict=True):
+        files = tuple(store.list())
         step = StepFolder(number, name, CAPTURED, files)
         steps.append(ObservedStep(step, store.uri, open_checkpoint(store, files)))
     return steps

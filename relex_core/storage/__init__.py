@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relex_core.storage.base import ObjectInfo, Store, Writer, exists, read_bytes, write_bytes
-from relex_core.storage.captured import SUFFIX as PATCH_SUFFIX
-from relex_core.storage.captured import CapturedSteps, CapturedStore
 from relex_core.storage.local import LocalStore
 from relex_core.storage.uri import absolute_uri, join_uri, split_uri
 
+PATCH_SUFFIX = ".relexpatch"
+"""Of the objects that hold captured steps."""
+
 __all__ = [
+    "PATCH_SUFFIX",
     "ObjectInfo",
     "Store",
     "Writer",
@@ -51,17 +53,16 @@ def open_stores(uris: Sequence[str]) -> list[Store]:
     Raises:
         StorageError: as for `open_store`.
     """
-    captured: dict[str, CapturedSteps] = {}
-    stores: list[Store] = []
-    for uri in uris:
-        folder, name = split_uri(uri)
-        if name.endswith(PATCH_SUFFIX):
-            if folder not in captured:
-                captured[folder] = CapturedSteps(_open_folder(folder))
-            stores.append(CapturedStore(uri, captured[folder]))
-        else:
-            stores.append(_open_folder(uri))
-    return stores
+    if not any(uri.endswith(PATCH_SUFFIX) for uri in uris):
+        return [_open_folder(uri) for uri in uris]
+    from relex_core.storage.captured import CapturedSteps, CapturedStore  # imports zstandard, which few runs need
+
+    folders = {split_uri(uri)[0] for uri in uris if uri.endswith(PATCH_SUFFIX)}
+    captured = {folder: CapturedSteps(_open_folder(folder)) for folder in folders}
+    return [
+        CapturedStore(uri, captured[split_uri(uri)[0]]) if uri.endswith(PATCH_SUFFIX) else _open_folder(uri)
+        for uri in uris
+    ]
 
 
 def _open_folder(uri: str) -> Store:

@@ -8,7 +8,6 @@ the patches since. The fit asks for the same blocks at every step in order, so e
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,9 +18,6 @@ from typing import NoReturn
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound, StorageError
 from relex_core.storage.base import ObjectInfo, Store, Writer
 from relex_core.storage.patches import BLOCK_BYTES, CapturedFile, PatchIndex, read_index, unpack
-
-SUFFIX = ".relexpatch"
-STEP_NAME = re.compile(r"step-(\d{1,15})\.relexpatch")
 
 # The last step's blocks of the stripes in work: two for each of up to 32 threads.
 CACHED_BLOCKS = 64

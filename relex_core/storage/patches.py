@@ -163,9 +163,11 @@ def pack(block: memoryview, earlier: bytes | None) -> tuple[Block, bytes]:
     crc = google_crc32c.value(bytes(block))
     if earlier is not None and earlier == block:
         return Block("same", 0, crc), b""
-    choices = [("raw", bytes(block)), ("zstd", _compress(block, None))]
+    choices = [("raw", bytes(block))]
     if earlier:
         choices.append(("patch", _compress(block, earlier)))
+    if len(choices[-1][1]) > len(block) / 2:  # weights alone never shrink that much
+        choices.append(("zstd", _compress(block, None)))
     kind, data = min(choices, key=lambda choice: len(choice[1]))
     return Block(kind, len(data), crc), data  # type: ignore[arg-type]
 
