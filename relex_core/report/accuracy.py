@@ -81,9 +81,9 @@ def _over_steps(run: Artifacts, task: str, index: int) -> Plot:
         id="accuracy" if index == 0 else f"accuracy-{index + 1}",
         kind="accuracy",
         title=f"Accuracy over steps: {task}",
-        caption="Filled marks: confirmation questions, which chose nothing. Hollow marks: "
-        "selection questions; the best of many looks better there than it is. Bars are 95 % intervals. Candidates without a target step stand at the "
-        "last observed one." + (" The line is the true RL run." if run.later else ""),
+        caption="Filled marks: confirmation questions, which chose nothing. Hollow marks: selection questions; the "
+        "best of many looks better there than it is. Bars are 95 % intervals. Candidates without a target step stand "
+        f"at the last observed one.{' The line is the true RL run.' if run.later else ''}",
         rows=tuple(_side_by_side(rows)),
         table=_accuracy_table([r for r in run.results if r.task == task and r.split != "guard"]),
         constants={"t_cut": run.window.last_observed.step},

@@ -139,10 +139,16 @@ def _true_curve(plot: Plot, y: alt.Y) -> alt.Chart:
 
 def _named(confirmation: alt.Chart, y: alt.Y, far: float, *, left: bool) -> alt.Chart:
     """Names of the confirmed models, on the side where there is room."""
-    side = f"datum.step {'<=' if left else '>'} {far / 2} && datum.kind !== '{KINDS[-1]}' && width > 450"
+    side = f"datum.step {'<=' if left else '>'} {far / 2} && datum.kind !== '{KINDS[-1]}'"
     named: alt.Chart = (
         confirmation.transform_filter(side)
-        .mark_text(style="value", align="left" if left else "right", dx=12 if left else -20, dy=-1, limit=190)
+        .mark_text(
+            style="value",
+            align="left" if left else "right",
+            dx=12 if left else -20,
+            limit=190,
+            opacity=alt.ExprRef("width > 450 ? 1 : 0"),  # on a phone they would cover the marks
+        )
         .encode(y=y, text="label:N")
     )
     return named

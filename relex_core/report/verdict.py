@@ -106,10 +106,10 @@ def _why_kept(decision: Decision) -> str:
 def _what_is_saved(run: Artifacts, decision: Decision) -> str:
     there = [r for r in run.later if r.split == "confirm" and r.candidate.endswith(f"step{decision.step or 0:05d}")]
     if there:
-        ahead = there[0].mean - _confirmed(decision, decision.finalist, there[0].task).mean
+        ahead = 100 * (there[0].mean - _confirmed(decision, decision.finalist, there[0].task).mean)
         return (
             f"RL itself, trained on to step {decision.step}, reached {percent(there[0].mean)} on the same questions: "
-            f"{points(ahead)} points beside the candidate."
+            f"{abs(ahead):.1f} points {'more' if ahead >= 0 else 'less'} than the candidate."
         )
     return (
         f"“Saved” takes the candidate for what training would have reached at step {decision.step}. "

@@ -27,10 +27,16 @@ def weights_section(run: Artifacts) -> Section:
         return Section("weights", title, ("Nothing is fitted yet: relex fit measures how the weights move.",))
     fit = run.fit
     summary = fit.summary
+    null = run.forecast.model.null if run.forecast else None
+    walk = (percent(null.walk_explained_variance), number(null.walk_r_squared)) if null else ("unknown", "unknown")
     facts = (
         Fact("Tensors that moved", f"{summary.moved} of {summary.tensors}"),
-        Fact("Explained variance", percent(_whole(fit)), "of the squared deltas, along each tensor's first direction"),
-        Fact("R² of the line", number(summary.r_squared_median), "median over tensors"),
+        Fact(
+            "Explained variance",
+            percent(_whole(fit)),
+            f"along each tensor’s first direction; a pure random walk: {walk[0]}",
+        ),
+        Fact("R² of the line", number(summary.r_squared_median), f"median over tensors; a pure random walk: {walk[1]}"),
         Fact("Relative update", percent(summary.relative_update, 3), "‖W_T − W_0‖ / ‖W_0‖"),
     )
     if not summary.moved:
