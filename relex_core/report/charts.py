@@ -6,7 +6,7 @@ would not have the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import altair as alt
@@ -29,7 +29,11 @@ def draw(plot: Plot, *, width: int | str, config: dict[str, Any], title: bool = 
     """
     spec: dict[str, Any] = CHARTS[plot.kind](plot).to_dict()
     spec.pop("config", None)
-    spec |= {"width": width, "description": f"{plot.title}. {plot.caption}"}
+    spec |= {
+        "datasets": {"rows": [dict(row) for row in plot.rows]},
+        "width": width,
+        "description": f"{plot.title}. {plot.caption}",
+    }
     if width == "container":
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     if title:
@@ -37,8 +41,10 @@ def draw(plot: Plot, *, width: int | str, config: dict[str, Any], title: bool = 
     return {**spec, "config": config} if config else spec
 
 
-def _data(plot: Plot) -> alt.InlineData:
-    return alt.InlineData(values=[dict(row) for row in plot.rows])
+ROOMY = alt.ExprRef("width > 450 ? 1 : 0")
+"""Opacity of words inside a chart: on a phone they would cover the marks."""
+ROWS = alt.NamedData("rows")
+"""The data of every figure; `draw` supplies them, because Altair would check each number against its schema."""
 
 
 def _rule(axis: str, value: float) -> alt.Chart:
@@ -58,7 +64,7 @@ def _percent(field: str, title: str) -> alt.Tooltip:
 
 
 def gain(plot: Plot) -> Chart:
-    base = alt.Chart(_data(plot)).encode(y=alt.Y("label:N", title=None, sort=None))
+    base = alt.Chart(ROWS).encode(y=alt.Y("label:N", title=None, sort=None))
     legend = alt.Legend(values=sorted({row["met"] for row in plot.rows}))
     colour = alt.Color("met:N", title=None, scale=alt.Scale(domain=["condition met", "not met"]), legend=legend)
     tooltip = [
@@ -98,8 +104,7 @@ def _with_zero(plot: Plot) -> alt.Scale:
 def accuracy(plot: Plot) -> Chart:
     there = [kind for kind in KINDS if any(row["kind"] == kind for row in plot.rows)]
     shapes = [SHAPES[KINDS.index(kind)] for kind in there]
-    far = max((row["step"] for row in plot.rows), default=1)
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", title="optimizer step", scale=alt.Scale(zero=True, nice=False, padding=12)),
         color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=there)),
         tooltip=[
@@ -114,49 +119,49 @@ def accuracy(plot: Plot) -> Chart:
     )
     y = alt.Y("mean:Q", title="accuracy", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True, nice=True))
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=there, range=shapes))
-    selection = base.transform_filter("datum.questions === 'selection'")
-    confirmation = base.transform_filter("datum.questions === 'confirmation'")
-    layers = [
-        _rule("x", plot.constants["t_cut"]),
-        selection.mark_rule(style="faint").encode(y="low:Q", y2="high:Q"),
-        selection.mark_point(filled=False, size=60).encode(y=y, shape=shape),
-        confirmation.mark_rule(style="interval").encode(y="low:Q", y2="high:Q"),
-        confirmation.mark_point(filled=True, size=130).encode(y=y, shape=shape),
-        *(_named(confirmation, y, far, left=left) for left in (True, False)),
-    ]
+    layers: list[alt.Chart] = [_rule("x", plot.constants["t_cut"])]
+    asked = {row["questions"] for row in plot.rows}
+    if "selection" in asked:
+        selection = base.transform_filter("datum.questions === 'selection'")
+        layers += [selection.mark_rule(style="faint").encode(y="low:Q", y2="high:Q")]
+        layers += [selection.mark_point(filled=False, size=60).encode(y=y, shape=shape)]
+    if "confirmation" in asked:
+        confirmation = base.transform_filter("datum.questions === 'confirmation'")
+        layers += [confirmation.mark_rule(style="interval").encode(y="low:Q", y2="high:Q")]
+        layers += [confirmation.mark_point(filled=True, size=130).encode(y=y, shape=shape)]
+        layers += _names(plot, confirmation, y)
     if KINDS[-1] in there:
-        layers.insert(1, _true_curve(plot, y))
+        layers.insert(1, _true_curve(y))
     return alt.layer(*layers).properties(height=340)
 
 
-def _true_curve(plot: Plot, y: alt.Y) -> alt.Chart:
+def _true_curve(y: alt.Y) -> alt.Chart:
     """From base through the last observed checkpoint along RL's own later ones."""
-    own = (KINDS[0], KINDS[1], KINDS[-1])
-    rows = [dict(row) for row in plot.rows if row["questions"] == "confirmation" and row["kind"] in own]
-    curve: alt.Chart = alt.Chart(alt.InlineData(values=rows)).mark_line(style="true").encode(x="step:Q", y=y)
+    own = " || ".join(f"datum.kind === '{kind}'" for kind in (KINDS[0], KINDS[1], KINDS[-1]))
+    confirmed = alt.Chart(ROWS).transform_filter(f"datum.questions === 'confirmation' && ({own})")
+    curve: alt.Chart = confirmed.mark_line(style="true").encode(x="step:Q", y=y)
     return curve
 
 
-def _named(confirmation: alt.Chart, y: alt.Y, far: float, *, left: bool) -> alt.Chart:
+def _names(plot: Plot, confirmation: alt.Chart, y: alt.Y) -> Iterator[alt.Chart]:
     """Names of the confirmed models, on the side where there is room."""
-    side = f"datum.step {'<=' if left else '>'} {far / 2} && datum.kind !== '{KINDS[-1]}'"
-    named: alt.Chart = (
-        confirmation.transform_filter(side)
-        .mark_text(
+    half = max(row["step"] for row in plot.rows) / 2
+    named = [row for row in plot.rows if row["questions"] == "confirmation" and row["kind"] != KINDS[-1]]
+    for left in sorted({row["step"] <= half for row in named}):  # an empty layer would have no extent
+        side = f"datum.step {'<=' if left else '>'} {half} && datum.kind !== '{KINDS[-1]}'"
+        text = confirmation.transform_filter(side).mark_text(
             style="value",
             align="left" if left else "right",
             dx=12 if left else -20,
             limit=190,
-            opacity=alt.ExprRef("width > 450 ? 1 : 0"),  # on a phone they would cover the marks
+            opacity=ROOMY,
         )
-        .encode(y=y, text="label:N")
-    )
-    return named
+        yield text.encode(y=y, text="label:N")
 
 
 def candidates(plot: Plot) -> Chart:
     roles = ["finalist", "reference", "other candidate"]
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("label:N", title=None, sort=plot.constants["order"]),
         color=alt.Color("role:N", title=None, scale=alt.Scale(domain=roles)),
         tooltip=[
@@ -185,7 +190,7 @@ def coefficients(plot: Plot) -> Chart:
     zoom = alt.selection_interval(
         name="zoom", bind="scales", encodings=["x", "y"], zoom="wheel![event.ctrlKey || event.metaKey]"
     )
-    chosen = alt.Chart(_data(plot)).transform_filter("datum.tensor === tensor")
+    chosen = alt.Chart(ROWS).transform_filter("datum.tensor === tensor")
     x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(zero=True, nice=False, padding=8))
     y = alt.Y("coefficient:Q", title="coefficient", axis=alt.Axis(format=".2~e"))
     observed = chosen.transform_flatten(["step", "coefficient"]).transform_filter("datum.step <= upto")
@@ -196,7 +201,9 @@ def coefficients(plot: Plot) -> Chart:
         "'explained variance ' + format(datum.share, '.3f') + ',  R² '"
         " + (isValid(datum.r2) ? format(datum.r2, '.3f') : 'undefined')"
     )
-    note = chosen.transform_calculate(words=words).mark_text(style="note", align="right", baseline="bottom")
+    note = chosen.transform_calculate(words=words).mark_text(
+        style="note", align="right", baseline="bottom", opacity=ROOMY
+    )
     note = note.encode(text="words:N", x=alt.value("width"), y=alt.value("height"))
     line = _line(chosen, plot).mark_line(style="fitted", clip=True).encode(x=x, y=y)
     layers = alt.layer(_rule("x", cut), line, dots.add_params(zoom).properties(name="observed"), note)
@@ -214,8 +221,10 @@ def _line(chosen: alt.Chart, plot: Plot) -> alt.Chart:
 def heat_map(plot: Plot) -> Chart:
     c = plot.constants
     known = [row["value"] for row in plot.rows if row["value"] is not None]
-    base = alt.Chart(_data(plot)).encode(
-        x=alt.X("layer:O", title="layer", sort=c["layers"], axis=alt.Axis(labelAngle=0)),
+    short = "datum.label === 'outside' ? '·' : datum.label"
+    axis = alt.Axis(labelAngle=0, labelExpr=short, labelOverlap="greedy", labelSeparation=4)
+    base = alt.Chart(ROWS).encode(
+        x=alt.X("layer:O", title="layer (·: outside of all layers)", sort=c["layers"], axis=axis),
         y=alt.Y("module:N", title=None, sort=c["modules"]),
         tooltip=[
             alt.Tooltip("module:N"),
@@ -246,7 +255,7 @@ def heat_map(plot: Plot) -> Chart:
 def spectrum(plot: Plot) -> Chart:
     names = ["this run", "pure random walk"]
     scale = alt.Scale(domain=names)
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("component:O", title="component", axis=alt.Axis(labelAngle=0)),
         y=alt.Y(
             "share:Q",
@@ -268,7 +277,7 @@ def skill(plot: Plot) -> Chart:
     names = ["the line, scale 1", "the line, best scale in hindsight"]
     low = max(min((row["skill"] for row in plot.rows), default=0.0), -1.0)
     high = max(max((row["skill"] for row in plot.rows), default=0.0), 0.1)
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X(
             "horizon:Q",
             title="horizon (steps after the last one fitted)",
@@ -296,7 +305,7 @@ def predictors(plot: Plot) -> Chart:
     worst = min(row["skill"] for row in plot.rows)
     best = max(row["skill"] for row in plot.rows)
     low = max(worst, -1.5)
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("predictor:N", title=None, sort=plot.constants["order"]),
         color=alt.Color("role:N", title=None, scale=alt.Scale(domain=roles)),
         tooltip=[alt.Tooltip("predictor:N"), alt.Tooltip("skill:Q", format="+.3f")],
@@ -312,7 +321,7 @@ def predictors(plot: Plot) -> Chart:
 
 def drift(plot: Plot) -> Chart:
     roles = ["whole model", "module type"]
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("group:N", title=None, sort=plot.constants["order"]),
         color=alt.Color("role:N", title=None, scale=alt.Scale(domain=roles)),
         tooltip=[
@@ -329,7 +338,7 @@ def drift(plot: Plot) -> Chart:
 
 
 def direction(plot: Plot) -> Chart:
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         x=alt.X("step:Q", title="fitted up to step", scale=alt.Scale(zero=True, nice=False, padding=6)),
         y=alt.Y("cosine:Q", title="cosine with the whole window’s direction", scale=alt.Scale(domainMax=1, zero=True)),
         tooltip=[alt.Tooltip("step:Q"), alt.Tooltip("cosine:Q", format=".3f")],
@@ -340,7 +349,7 @@ def direction(plot: Plot) -> Chart:
 
 
 def cost(plot: Plot) -> Chart:
-    base = alt.Chart(_data(plot)).encode(
+    base = alt.Chart(ROWS).encode(
         y=alt.Y("stage:N", title=None, sort=plot.constants["order"]),
         x=alt.X("seconds:Q", title="seconds", axis=alt.Axis(tickCount=5)),
         tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("seconds:Q", format=".4~g")],

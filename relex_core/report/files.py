@@ -44,5 +44,5 @@ def _write_figures(data: ReportData, folder: str) -> Iterator[str]:
 def figure(plot: Plot) -> tuple[bytes, bytes]:
     """One figure as SVG and as PNG, on white."""
     style = {**config(LIGHT, FILE_FONT), "background": "white", "padding": 16}
-    spec = json.dumps(draw(plot, width=FIGURE_WIDTH, config=style, title=True))
-    return vl_convert.vegalite_to_svg(spec).encode(), vl_convert.vegalite_to_png(spec, scale=2)
+    svg = vl_convert.vegalite_to_svg(json.dumps(draw(plot, width=FIGURE_WIDTH, config=style, title=True)))
+    return svg.encode(), vl_convert.svg_to_png(svg, scale=2)

@@ -135,7 +135,8 @@ def heat_maps(run: Artifacts, fit: FitArtifact) -> Iterator[Plot]:
     shares = {name: _share(tensor) for name, tensor in fit.tensors.items()}
     lines = {name: tensor.r_squared for name, tensor in fit.tensors.items()}
     yield _heat_map("explained-variance", "Explained variance", shares, null.walk_explained_variance if null else None)
-    yield _heat_map("r-squared", "R² of the line", lines, null.walk_r_squared if null else None)
+    if any(value is not None for value in lines.values()):
+        yield _heat_map("r-squared", "R² of the line", lines, null.walk_r_squared if null else None)
 
 
 def _heat_map(id: str, title: str, values: Mapping[str, float | None], walk: float | None) -> Plot:
