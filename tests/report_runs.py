@@ -64,10 +64,9 @@ def write_fitted_run(
     spec = write_spec(run, steps[-1], **sections)
     window = write_window(run, spec, names, steps)
     moving = [name for name in names if name not in frozen]
-    grams = {
-        name: _gram(seed, steps) if name in moving else np.zeros((len(steps),) * 2) for seed, name in enumerate(names)
-    }
-    tensors = {name: _tensor(gram, steps) for name, gram in grams.items()}
+    with threadpool_limits(1):  # as the stages do: thousands of small products
+        grams = {name: _gram(seed, steps) * (name in moving) for seed, name in enumerate(names)}
+        tensors = {name: _tensor(gram, steps) for name, gram in grams.items()}
     fit = FitArtifact(
         window_digest=window.digest,
         fit_key="sha256:fit",
@@ -86,7 +85,7 @@ def write_fitted_run(
     )
     write(run, layout.FIT, fit.model_dump_json())
     if forecast is None or forecast:
-        with threadpool_limits(1):  # as the stage does: thousands of small products
+        with threadpool_limits(1):
             chosen = {name: grams[name] for name in forecast or names}
             found = forecast_from_grams(chosen, steps, targets=spec.candidates.target_steps)
         found = found.model_copy(update={"window_digest": window.digest, "fit_key": fit.fit_key, "key": "sha256:f"})

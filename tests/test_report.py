@@ -81,7 +81,7 @@ def test_a_promotion_in_words(run: str) -> None:
     )
     low, high = decision.evidence[0].interval
     assert f"between {100 * low:.1f} and {100 * high:.1f} points better" in data.verdict.summary[0]
-    assert "400 questions of addition that chose nothing" in data.verdict.summary[0]
+    assert "On 400 confirmation questions (addition), which chose nothing" in data.verdict.summary[0]
     assert "was not measured" in data.verdict.summary[1]
     [row] = data.verdict.plots[0].rows
     assert (row["low"], row["high"], row["met"]) == (low, high, "condition met")
@@ -103,10 +103,27 @@ def test_keeping_is_a_normal_outcome_with_reasons(run: str) -> None:
     data = build_report(run)
     assert data.verdict.tone == "neutral"
     assert data.verdict.headline == "Keep step 24: no extrapolated checkpoint was shown to be better"
+    assert "had to lie above +0.0 points; it says anywhere from" in data.verdict.summary[1]
     assert "normal outcome" in data.verdict.summary[1]
     lost = {row[0]: row[2] for row in table(data, "Not promoted, and why").rows}
     assert lost[NEAR] == decision.reason
     assert lost[FAR].startswith(f"on the selection questions {NEAR} scored at least as high")
+
+
+def test_a_gain_that_a_guard_blocks_is_not_called_no_gain(run: str) -> None:
+    tasks = ("addition", "algebra")
+    write_spec(run, 24, evaluation=evaluation_section(tasks, guards=["safety"]), candidates=TARGETS)
+    write_measured_run(run)
+    for name, rate in {"base": 0.1, "last_observed": 0.3, NEAR: 0.3}.items():
+        write_evaluation(run, name, "confirm", answers(rate), "algebra")
+    for name, rate in {"last_observed": 0.5, NEAR: 0.4}.items():
+        write_evaluation(run, name, "guard", answers(rate), "safety")
+    assert decide(run).decision == "keep_observed"
+    verdict = build_report(run).verdict
+    assert verdict.headline == "Keep step 24: the best candidate passes on addition, but not on safety"
+    assert "the surest of 2 tasks" in verdict.summary[0]
+    assert "On safety (guard) the whole interval had to lie above −5.0 points" in verdict.summary[1]
+    assert "algebra" not in verdict.summary[1]  # no gain there is no obstacle: one task is enough
 
 
 def test_few_questions_and_coarse_tests_are_said(run: str) -> None:

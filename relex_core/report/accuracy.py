@@ -23,7 +23,10 @@ def accuracy_section(run: Artifacts) -> Section:
     """All measured accuracies."""
     if not run.results:
         return Section("accuracy", "Accuracy", ("Nothing is evaluated yet.",))
-    tasks = dict.fromkeys(result.task for result in run.results if result.split != "guard")
+    spec = run.spec.evaluation
+    named = [split.task.name for split in (*spec.confirm_splits, *spec.select_splits)] if spec else []
+    measured = {result.task for result in run.results if result.split != "guard"}
+    tasks = [task for task in dict.fromkeys(named) if task in measured]
     plots = [_over_steps(run, task, index) for index, task in enumerate(tasks)]
     selected = [result for result in run.results if result.split == "select"]
     if selected:

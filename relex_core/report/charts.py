@@ -29,11 +29,8 @@ def draw(plot: Plot, *, width: int | str, config: dict[str, Any], title: bool = 
     """
     spec: dict[str, Any] = CHARTS[plot.kind](plot).to_dict()
     spec.pop("config", None)
-    spec |= {
-        "datasets": {"rows": [dict(row) for row in plot.rows]},
-        "width": width,
-        "description": f"{plot.title}. {plot.caption}",
-    }
+    spec.setdefault("datasets", {})["rows"] = [dict(row) for row in plot.rows]
+    spec |= {"width": width, "description": f"{plot.title}. {plot.caption}"}
     if width == "container":
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     if title:
@@ -103,10 +100,10 @@ def _with_zero(plot: Plot) -> alt.Scale:
 
 def accuracy(plot: Plot) -> Chart:
     there = [kind for kind in KINDS if any(row["kind"] == kind for row in plot.rows)]
-    shapes = [SHAPES[KINDS.index(kind)] for kind in there]
+    legend = alt.Legend(values=there)
     base = alt.Chart(ROWS).encode(
         x=alt.X("x:Q", title="optimizer step", scale=alt.Scale(zero=True, nice=False, padding=12)),
-        color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=there)),
+        color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=KINDS), legend=legend),
         tooltip=[
             alt.Tooltip("label:N", title="model"),
             alt.Tooltip("step:Q", title="step"),
@@ -118,7 +115,7 @@ def accuracy(plot: Plot) -> Chart:
         ],
     )
     y = alt.Y("mean:Q", title="accuracy", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=True, nice=True))
-    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=there, range=shapes))
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=KINDS, range=SHAPES), legend=legend)
     layers: list[alt.Chart] = [_rule("x", plot.constants["t_cut"])]
     asked = {row["questions"] for row in plot.rows}
     if "selection" in asked:

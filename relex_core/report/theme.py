@@ -59,7 +59,7 @@ def config(colours: dict[str, Any], font: str = SCREEN_FONT) -> dict[str, Any]:
         "legend": {
             "orient": "top",
             "direction": "horizontal",
-            "columns": 4,
+            "columns": 5,
             "labelColor": text,
             "titleColor": text,
             "titleFontWeight": 500,
@@ -92,7 +92,7 @@ def config(colours: dict[str, Any], font: str = SCREEN_FONT) -> dict[str, Any]:
             "observed": {"color": first},
             "fitted": {"color": second, "strokeWidth": 2.5},
             "frozen": {"color": colours["frozen"]},
-            "true": {"color": colours["category"][3], "strokeDash": [5, 4], "strokeWidth": 1.75},
+            "true": {"color": text, "strokeDash": [5, 4], "strokeWidth": 1.75},
         },
     }
 

@@ -64,10 +64,15 @@ def _undecided(run: Artifacts) -> Verdict:
 
 
 def _headline(decision: Decision) -> str:
+    last = decision.last_observed_step
     if decision.decision == "not_ready":
         return "No verdict yet: answers that could not be graded in time might turn it"
     if decision.decision == "keep_observed":
-        return f"Keep step {decision.last_observed_step}: no extrapolated checkpoint was shown to be better"
+        gained = [test.task for test in decision.tests if test.split == "confirm" and test.held]
+        if not gained:
+            return f"Keep step {last}: no extrapolated checkpoint was shown to be better"
+        lost = ", ".join(test.task for test in _obstacles(decision))
+        return f"Keep step {last}: the best candidate passes on {', '.join(gained)}, but not on {lost}"
     test = _main_test(decision)
     mine, theirs = (_confirmed(decision, name, test.task) for name in (decision.finalist, LAST_OBSERVED))
     saving = ""
@@ -79,27 +84,34 @@ def _headline(decision: Decision) -> str:
 def _summary(run: Artifacts, decision: Decision) -> Iterator[str]:
     test = _main_test(decision)
     gain = test.comparison
+    tasks = sum(other.split == "confirm" for other in decision.tests)
+    surest = f", the surest of {tasks} tasks" if tasks > 1 else ""
     yield (
-        f"On {plural(gain.n, 'question')} of {gain.task} that chose nothing, {gain.candidate} is "
+        f"On {plural(gain.n, 'confirmation question')} ({gain.task}{surest}), which chose nothing, {gain.candidate} is "
         f"{interval_words(gain.interval)} than step {decision.last_observed_step}, the last observed checkpoint "
-        f"(measured: {points(gain.difference)} points; {percent(gain.confidence, 0)} interval)."
+        f"(measured: {points(gain.difference)} points; {100 * gain.confidence:.4g} % interval)."
     )
     if decision.decision == "not_ready":
         yield f"Why there is no verdict: {decision.reason}."
     elif decision.decision == "keep_observed":
-        yield _why_kept(decision)
+        yield " ".join((*map(_obstacle, _obstacles(decision)), "Keeping what you have is a normal outcome."))
     elif decision.training_steps_saved:
         yield _what_is_saved(run, decision)
 
 
-def _why_kept(decision: Decision) -> str:
-    failed = [test for test in decision.tests if not test.held]
-    if not failed:
-        return "Keeping it is a normal outcome: a gain on one task does not outweigh a shown loss on another."
-    names = ", ".join(f"{_split(test)} {test.task}" for test in failed)
+def _obstacles(decision: Decision) -> list[Test]:
+    """The conditions that kept the finalist from being promoted; see `evaluate.verdict`."""
+    confirm = [test for test in decision.tests if test.split == "confirm"]
+    failed = [test for test in confirm if not test.held]
+    if decision.rule == "superior" and len(failed) < len(confirm):  # one gain is enough, unless another task lost
+        failed = [test for test in failed if test.comparison.interval[1] < min(decision.min_gain, 0.0)]
+    return failed + [test for test in decision.tests if test.split == "guard" and not test.held]
+
+
+def _obstacle(test: Test) -> str:
     return (
-        f"To be promoted, the whole interval had to lie above the threshold; it does not on: {names}. "
-        "Keeping what was observed is a normal outcome; the RL run simply goes on."
+        f"On {test.task} ({_split(test)}) the whole interval had to lie above {points(test.threshold)} points; it says "
+        f"{interval_words(test.comparison.interval)}."
     )
 
 
@@ -129,9 +141,9 @@ def _facts(decision: Decision) -> Iterator[Fact]:
 
 
 def _main_test(decision: Decision) -> Test:
-    """The confirmation task that speaks loudest: the surest that held, else the first."""
+    """The surest confirmation task, by the verdict's own measure."""
     confirm = [test for test in decision.tests if test.split == "confirm"]
-    return min((test for test in confirm if test.held), key=lambda test: test.p_above, default=confirm[0])
+    return min(confirm, key=lambda test: test.p_above)
 
 
 def _confirmed(decision: Decision, name: str, task: str) -> Standing:
