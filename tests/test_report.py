@@ -32,6 +32,7 @@ import relex_core.run
 from relex_core.decide import decide
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.report import build_report, report
+from relex_core.report.files import figure
 from relex_core.report.verdict import adjusted_p
 from relex_core.report.view import ReportData, Table
 from relex_core.report.weights import walk_spectrum
@@ -93,7 +94,7 @@ def test_the_true_run_is_named_where_it_is_known(run: str) -> None:
     decide(write_measured_run(run, **{"rl-step00100": 0.7}))
     data = build_report(run)
     assert "RL itself, trained on to step 100, reached" in data.verdict.summary[1]
-    accuracy = next(plot for plot in data.plots if plot.id == "accuracy")
+    accuracy = next(plot for plot in data.plots if plot.id == "accuracy-over-steps")
     [own] = [row for row in accuracy.rows if row["kind"] == "RL itself, trained on"]
     assert own["step"] == 100
 
@@ -227,16 +228,17 @@ def test_every_figure_has_its_numbers_in_a_table(run: str) -> None:
 
 def test_the_same_bytes_in_every_process(run: str, tmp_path: Path) -> None:
     decide(write_measured_run(run))
-    pages = []
-    for seed in ("1", "2"):
-        figures = tmp_path / seed
-        command = [sys.executable, "-m", "relex_core", "report", run, "--figures", str(figures), "--json"]
+    figures, pages = tmp_path / "figures", []
+    for seed, options in (("1", ["--figures", str(figures)]), ("2", [])):
+        command = [sys.executable, "-m", "relex_core", "report", run, "--json", *options]
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        assert json.loads(printed)["page"] == f"{run}/report.html"
-        pages.append({path.name: path.read_bytes() for path in [*figures.iterdir(), Path(run, "report.html")]})
+        pages.append(Path(json.loads(printed)["page"]).read_bytes())
     assert pages[0] == pages[1]
-    _valid_figures(tmp_path / "1", {plot.id for plot in build_report(run).plots})
+    data = build_report(run)
+    _valid_figures(figures, {plot.id for plot in data.plots})
+    for plot in data.plots[:3]:
+        assert (figures / f"{plot.id}.svg").read_bytes() == figure(plot)[0]
 
 
 def _valid_figures(folder: Path, ids: set[str]) -> None:

@@ -111,8 +111,16 @@ def test_everything_is_drawn_and_fits(
         assert len(marks) == 11
         assert all(count > 0 for count in marks.values()), marks
         assert shown.overflow() <= 0
-        for id in ("gain", "accuracy", "coefficients", "skill", "predictors"):  # the reference line at 0 or T_cut
+        for id in (
+            "gain",
+            "accuracy-over-steps",
+            "coefficients",
+            "skill",
+            "predictors",
+        ):  # the reference line at 0 or T_cut
             assert shown.count(f"#{id} svg .mark-rule.layer_0_marks line") == 1, id
+        ids = shown.page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
+        assert len(ids) == len(set(ids))
         for figure in shown.page.locator(".chart").all():
             drawn, room = (figure.locator(which).first.bounding_box() for which in ("svg", "xpath=."))
             assert drawn["width"] <= room["width"] + 1

@@ -81,7 +81,7 @@ def _over_steps(run: Artifacts, task: str, index: int) -> Plot:
         )
     rows.sort(key=lambda row: (row["questions"], row["step"], row["label"]))
     return Plot(
-        id="accuracy" if index == 0 else f"accuracy-{index + 1}",
+        id="accuracy-over-steps" if index == 0 else f"accuracy-over-steps-{index + 1}",
         kind="accuracy",
         title=f"Accuracy over steps: {task}",
         caption="Filled marks: confirmation questions, which chose nothing. Hollow marks: selection questions; the "

@@ -33,7 +33,7 @@ def cost_section(run: Artifacts) -> Section:
     table = [(name, seconds_text(value)) for name, value in cost.pipeline_seconds.items()]
     table += fit_cost(run.fit) if run.fit else ()
     plot = Plot(
-        id="cost",
+        id="pipeline-time",
         kind="cost",
         title="Time that the pipeline took, by stage",
         caption="Wall-clock seconds of finished work, from events.jsonl; what a killed process left unfinished is not "
