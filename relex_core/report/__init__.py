@@ -7,7 +7,7 @@
 The data flow, and the reading order:
 
     artifacts       what the run has so far; anything but the window may be missing
-    verdict, accuracy, weights, expectation, provenance     -> sections of `view` (frozen numbers and sentences)
+    verdict, gain, notices, accuracy, weights, expectation, provenance     -> sections of `view`, all numbers and words
     build           -> ReportData
     charts, theme   ReportData -> Altair charts
     page            ReportData + charts -> HTML (templates/); files: charts -> SVG and PNG

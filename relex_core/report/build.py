@@ -5,9 +5,10 @@ from __future__ import annotations
 from relex_core.report.accuracy import accuracy_section
 from relex_core.report.artifacts import Artifacts
 from relex_core.report.expectation import expectation_section
+from relex_core.report.notices import notices
 from relex_core.report.provenance import cost_section, inputs_section, reproduce_section
 from relex_core.report.text import plural
-from relex_core.report.verdict import notices, verdict
+from relex_core.report.verdict import verdict
 from relex_core.report.view import ReportData
 from relex_core.report.weights import weights_section
 

@@ -1,28 +1,15 @@
-"""The first screen: what was decided, on what evidence, in plain words; and what makes the evidence weak."""
+"""The first screen: what was decided, and on what evidence, in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from relex_core.evaluate.candidates import BASE, LAST_OBSERVED
 from relex_core.evaluate.decision import Decision, Standing, Test
 from relex_core.report.artifacts import Artifacts
-from relex_core.report.text import (
-    interval_words,
-    p_value,
-    percent,
-    percent_interval,
-    plural,
-    points,
-    points_interval,
-)
-from relex_core.report.view import Fact, Notice, Plot, Table, Tone, Verdict
-
-FEW_QUESTIONS = 100
-COARSE = 0.05
-"""A smallest detectable difference above this hides gains that matter."""
-MANY_TRUNCATED = 0.05
-MANY_UNANSWERED = 0.10
+from relex_core.report.gain import gain_plot, split_name
+from relex_core.report.text import interval_words, percent, percent_interval, plural, points
+from relex_core.report.view import Fact, Tone, Verdict
 
 
 def verdict(run: Artifacts) -> Verdict:
@@ -38,7 +25,7 @@ def verdict(run: Artifacts) -> Verdict:
         headline=_headline(decision),
         summary=tuple(_summary(run, decision)),
         facts=tuple(_facts(decision)),
-        plots=(gain_plot(decision),),
+        plots=(gain_plot(decision, run.spec.evaluation),),
     )
 
 
@@ -109,9 +96,11 @@ def _obstacles(decision: Decision) -> list[Test]:
 
 
 def _obstacle(test: Test) -> str:
+    interval = test.comparison.interval
+    lies = "lies wholly below" if interval[1] < test.threshold else "does not lie wholly above"
     return (
-        f"On {test.task} ({_split(test)}) the whole interval had to lie above {points(test.threshold)} points; it says "
-        f"{interval_words(test.comparison.interval)}."
+        f"On {test.task} ({split_name(test)}) the interval {lies} the threshold of {points(test.threshold)} points: "
+        f"{interval_words(interval)}."
     )
 
 
@@ -148,131 +137,3 @@ def _main_test(decision: Decision) -> Test:
 
 def _confirmed(decision: Decision, name: str, task: str) -> Standing:
     return next(s for s in decision.confirm if (s.candidate, s.task) == (name, task))
-
-
-def _split(test: Test) -> str:
-    return "guard" if test.split == "guard" else "confirmation"
-
-
-def gain_plot(decision: Decision) -> Plot:
-    """Finalist − last observed on every confirmation and guard task, with the threshold that the interval must pass."""
-    adjusted = adjusted_p(decision)
-    rows, cells = [], []
-    for test in decision.tests:
-        gain = test.comparison
-        label, met = f"{test.task} ({_split(test)})", "condition met" if test.held else "not met"
-        low, high = gain.interval
-        rows.append(
-            {
-                "label": label,
-                "difference": gain.difference,
-                "low": low,
-                "high": high,
-                "threshold": test.threshold,
-                "met": met,
-                "n": gain.n,
-            }
-        )
-        cells.append(
-            (
-                label,
-                f"{gain.n:,} × {gain.k}",
-                points(gain.difference),
-                points_interval(gain.interval),
-                f"{100 * gain.confidence:.4g} %",
-                points(test.threshold),
-                met,
-                p_value(gain.p_value),
-                p_value(adjusted[test.split, test.task]),
-                f"{100 * gain.smallest_detectable:.1f}",
-                f"{gain.better:,} / {gain.worse:,}",
-            )
-        )
-    headings = ("task", "questions × answers", "difference (points)", "interval", "confidence", "must lie above")
-    more = ("result", "p, two-sided", "p, adjusted", "smallest detectable (points)", "better / worse questions")
-    note = (
-        "p, two-sided: exact or t test against no difference. p, adjusted: that the interval would still lie above the "
-        f"threshold, after {_correction(decision)}."
-    )
-    return Plot(
-        id="gain",
-        kind="gain",
-        title=f"Does {decision.finalist} beat the last observed checkpoint?",
-        caption="Paired difference on the same questions. The bar is the interval; to count, all of it must lie to the "
-        "right of the diamond.",
-        rows=tuple(rows),
-        table=Table((*headings, *more), tuple(cells), note=note),
-    )
-
-
-def _correction(decision: Decision) -> str:
-    several = decision.rule == "superior" and sum(test.split == "confirm" for test in decision.tests) > 1
-    holm = "Holm's correction for several confirmation tasks" if several else "no correction, as none is due"
-    looks = f" and Bonferroni's for {decision.looks} finalists that met these questions" if decision.looks > 1 else ""
-    return holm + looks
-
-
-def adjusted_p(decision: Decision) -> dict[tuple[str, str], float]:
-    """p of every condition after the corrections that the verdict applies, by (split, task): Holm over the confirmation
-    tasks of rule superior, times the number of finalists."""
-    confirm = sorted((test for test in decision.tests if test.split == "confirm"), key=lambda test: test.p_above)
-    adjusted: dict[tuple[str, str], float] = {}
-    running = 0.0
-    for rank, test in enumerate(confirm):
-        factor = len(confirm) - rank if decision.rule == "superior" else 1
-        own = min(1.0, test.p_above * factor * decision.looks)
-        running = max(running, own) if decision.rule == "superior" else own
-        adjusted[test.split, test.task] = running
-    for test in decision.tests:
-        if test.split == "guard":
-            adjusted[test.split, test.task] = min(1.0, test.p_above * decision.looks)
-    return adjusted
-
-
-def notices(run: Artifacts) -> Iterator[Notice]:
-    """What weakens the numbers, most important first."""
-    if run.stale:
-        shown = ", ".join(run.stale[:5]) + (f" and {len(run.stale) - 5} more" if len(run.stale) > 5 else "")
-        yield Notice(
-            "Some files are out of date", f"They belong to another state of the run and are left out: {shown}."
-        )
-    if run.decision is not None:
-        yield from _weak_evidence(run.decision)
-    if run.fit is not None and run.fit.summary.moved == 0:
-        yield Notice("No weight moved", "All tensors are frozen in the window: every candidate equals the base.")
-    if len(run.window.steps) < 8:
-        yield Notice("Few checkpoints", f"{len(run.window.steps)} observed: a line and its R² mean little below 8.")
-
-
-def _weak_evidence(decision: Decision) -> Iterator[Notice]:
-    confirm = [test for test in decision.tests if test.split == "confirm"]
-    fewest = min(confirm, key=lambda test: test.comparison.n).comparison
-    if fewest.n < FEW_QUESTIONS:
-        text = f"{fewest.task} confirms on {fewest.n} only: a few lucky answers can move this result. Use hundreds."
-        yield Notice("Few questions", text)
-    coarse = max(confirm, key=lambda test: test.comparison.smallest_detectable).comparison
-    if coarse.smallest_detectable > COARSE:
-        size = 100 * coarse.smallest_detectable
-        text = f"On {coarse.task} only a difference of {size:.1f} points or more would have been found reliably. "
-        yield Notice("Small gains are invisible", text + "“Not shown” does not mean “not there”.")
-    if decision.looks > 1:
-        text = f"{decision.looks} finalists have met these confirmation questions; the confidence is raised for it."
-        yield Notice("Questions used more than once", text)
-    yield from _rates((*decision.confirm, *decision.guards))
-
-
-def _rates(standings: Sequence[Standing]) -> Iterator[Notice]:
-    for rate, limit, title, consequence in (
-        ("truncation_rate", MANY_TRUNCATED, "Answers were cut off", "Raise max_tokens: a cut answer rarely counts."),
-        (
-            "no_answer_rate",
-            MANY_UNANSWERED,
-            "Many gave no answer",
-            "They count as wrong; perhaps the format is at fault.",
-        ),
-        ("timeout_rate", 0.0, "Grading timed out", "Those are left out of the accuracies, and could turn the verdict."),
-    ):
-        high = [s for s in standings if getattr(s, rate) > limit]
-        if high:
-            listed = ", ".join(f"{s.candidate} on {s.task} {percent(getattr(s, rate))}" for s in high[:4])
-            yield Notice(title, f"{listed}. {consequence}")
