@@ -9,7 +9,7 @@ The data flow, and the reading order:
     artifacts       what the run has so far; anything but the window may be missing
     verdict, gain, notices, accuracy, weights, expectation, provenance     -> sections of `view`, all numbers and words
     build           -> ReportData
-    charts, theme   ReportData -> Altair charts
+    charts, charts_*, marks, theme    ReportData -> Altair charts
     page            ReportData + charts -> HTML (templates/); files: charts -> SVG and PNG
 
 The same inputs give the same bytes: nothing in the page says when it was made. Importing this package loads neither
