@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-gcs bench-inventory test-slow fuzz clean
+.PHONY: help demo test browser lint format bench bench-gcs bench-inventory test-slow fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Train a tiny real RLVR run and do the main job on it (about 5 minutes)
 	$(BIN)/relex demo --out relex-demo
 
-test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest -n auto
+test: $(STAMP) browser ## Run the test suite
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+browser: # Debian's Chromium, in which the report is tested; without it those tests are skipped, and say so
+	@{ command -v chromium || command -v google-chrome; } >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "No Chromium here: the tests of the report page will be skipped." >&2
 
 test-slow: $(STAMP) ## Tests that take more than a minute each (TRL, lm-eval, SmolLM2)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,slow]"

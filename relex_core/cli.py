@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -66,6 +67,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _missing_module(error: ModuleNotFoundError) -> str:
     extra = {"torch": "fit", "numpy": "fit", "threadpoolctl": "fit", "transformers": "eval", "scipy": "eval"}
+    extra |= {"altair": "report", "jinja2": "report", "markupsafe": "report", "vl_convert": "report"}
     name = (error.name or "").partition(".")[0]
     if name not in extra:
         raise error
@@ -158,6 +160,7 @@ def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
         "window_digest": result.window.digest,
         "candidates": [candidate.name for candidate in result.candidates],
         "decision": result.decision.model_dump(mode="json") if result.decision else None,
+        "report": result.report,
     }
     _print(data, lambda: run_text(result), as_json)
 
@@ -305,6 +308,20 @@ def decide(run: str, as_json: bool) -> None:
 
     decision = decide_run(run)
     _print(decision.model_dump(mode="json"), lambda: decision_text(decision), as_json)
+
+
+@main.command()
+@run_argument
+@click.option("--figures", metavar="DIR", help="Also write every figure as SVG and PNG into this folder.")
+@json_option
+@stage
+def report(run: str, figures: str | None, as_json: bool) -> None:
+    """Write RUN/report.html: the decision, its evidence and every figure on one page that opens without network."""
+    from relex_core.report import report as report_run
+    from relex_core.tables import report_text
+
+    files = report_run(run, figures=None if figures is None else _location(figures))
+    _print(asdict(files), lambda: report_text(files), as_json)
 
 
 def _print(data: Any, text: Callable[[], str], as_json: bool) -> None:

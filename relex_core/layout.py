@@ -11,6 +11,7 @@ RUN/
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
   decision.json                  marker of decide
+  report.html                    everything on one page
   captured/step-*.relexpatch     checkpoints copied before the trainer deleted them
   watch/<key>/claim-*.json       who waits for the window; fired.json: that it was acted upon
   events.jsonl                   what happened when
@@ -24,6 +25,7 @@ FORECAST = "forecast.json"
 GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"
+REPORT = "report.html"
 EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"

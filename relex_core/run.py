@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from relex_core.collect import collect
@@ -10,6 +12,8 @@ from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
+
+log = logging.getLogger("relex")
 
 if TYPE_CHECKING:  # these need torch
     from relex_core.candidate import Candidate
@@ -27,10 +31,12 @@ class RunResult:
     candidates: tuple[Candidate, ...]
     decision: Decision | None
     """None where the spec has no evaluation."""
+    report: str | None = None
+    """URI of the page; None where the extra `report` is not installed."""
 
 
 def run(spec: RunSpec) -> RunResult:
-    """Collect, fit, forecast, extrapolate and, where the spec says how, evaluate and decide.
+    """Collect, fit, forecast, extrapolate and, where the spec says how, evaluate and decide; then report.
 
     Raises:
         RelexError: as the stages do.
@@ -51,4 +57,14 @@ def run(spec: RunSpec) -> RunResult:
         decision = decide(spec.run_root)
         if spec.candidates.keep == "winner":
             delete_losers(spec.run_root, decision)
-    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision)
+    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, _report(spec.run_root))
+
+
+def _report(run: str) -> str | None:
+    """Write the page, if what draws it is installed: a run on a small machine need not have it."""
+    if not all(map(find_spec, ("altair", "jinja2", "vl_convert"))):
+        log.info('no report.html: pip install "relex[report]", then: relex report %s', run)
+        return None
+    from relex_core.report import report
+
+    return report(run).page

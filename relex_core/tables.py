@@ -14,6 +14,7 @@ from relex_core.fit.artifact import FitArtifact
 from relex_core.forecast import Forecast
 from relex_core.inspect import StepReport, TrajectoryReport
 from relex_core.manifest import WindowManifest
+from relex_core.report import ReportFiles
 from relex_core.watch import WatchResult
 
 if TYPE_CHECKING:
@@ -188,7 +189,13 @@ def decision_text(decision: Decision) -> str:
 
 
 def run_text(result: RunResult) -> str:
+    page = f"\nreport: {result.report}" if result.report else ""
     if result.decision is not None:
-        return decision_text(result.decision)
+        return decision_text(result.decision) + page
     lines = [f"{result.run}/candidates/{candidate.name}" for candidate in result.candidates]
-    return "\n".join([*lines, "", "No evaluation in the spec: all candidates are kept, nothing was decided."])
+    lines += ["", "No evaluation in the spec: all candidates are kept, nothing was decided."]
+    return "\n".join(lines) + page
+
+
+def report_text(files: ReportFiles) -> str:
+    return "\n".join([f"{files.page} ({size_text(files.size)})", *files.figures])

@@ -48,6 +48,7 @@ ORDER = (
     "extrapolate",
     "evaluate",
     "decide",
+    "report",
     "run",
     "targets",
     "tables",
@@ -61,12 +62,12 @@ BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *("plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
-    *("dry_run", "run", "tables", "demo.__init__", "cli"),
+    *("dry_run", "report.__init__", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 
 # With numpy and scipy, but without torch: deciding and reporting run on small machines.
-LIGHT = ("decide", "evaluate.__init__", "forecast")
+LIGHT = ("decide", "evaluate.__init__", "forecast", "report")
 NOT_LIGHT = {"torch", "transformers"}
 
 ORCHESTRATORS = {"kfp", "airflow"}
