@@ -429,7 +429,7 @@ class TestUploads:
         front.plan_always(kind, "upload", fault)
         with pytest.raises(StorageError) as caught, store.open_write("upload") as writer:
             writer.write(DATA)
-        kind_of_error = AccessDenied if "lacks" in " ".join(words) else StorageError
+        kind_of_error = AccessDenied if "storage.objects" in " ".join(words) else StorageError
         check(caught.value, kind_of_error, 5, f"{store.uri}/upload", *words)
         assert not exists(store, "upload")
         assert not front.sessions
