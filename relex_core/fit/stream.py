@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +73,8 @@ class WindowStream:
         base: reader of the base.
         observed: readers of the T checkpoints, by step.
         on_read: called with the number of weight bytes of each stripe read.
+        rows: reads a stripe's steps at the same time, where a request takes much longer than its bytes; None: one
+            after the other, in the thread of the stripe.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class WindowStream:
         pool: ThreadPoolExecutor,
         device: torch.device,
         on_read: Callable[[int], object],
+        rows: Executor | None = None,
     ) -> None:
         self._plan, self._visits = plan, visits
         self._base, self._observed = base, observed
         self._pool, self._on_read = pool, on_read
+        self._map_rows = rows.map if rows else map
         self.scratch = ThreadTiles(plan.steps, device)
         self._unused = plan.buffers
         self._free: list[Buffers] = []
@@ -138,8 +142,8 @@ class WindowStream:
         """Read one stripe at every step and in the base; runs in a thread of the pool."""
         pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
         rows = buffers.rows.numpy()
-        for reader, row in zip(self._observed, rows, strict=True):
-            reader.read(pieces, memoryview(row))
+        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, rows):
+            pass
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
