@@ -11,6 +11,8 @@ RUN/
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
   decision.json                  marker of decide
+  report.html                    the page for people; marker of report
+  published.json                 the outcome: which checkpoint to use; written last, marker of the whole run
   events.jsonl                   what happened when
 """
 
@@ -22,6 +24,8 @@ FORECAST = "forecast.json"
 GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"
+REPORT = "report.html"
+PUBLISHED = "published.json"
 EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"

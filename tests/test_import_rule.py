@@ -43,6 +43,10 @@ ORDER = (
     "extrapolate",
     "evaluate",
     "decide",
+    "publish",
+    "gate",
+    "stages",
+    "engines",
     "run",
     "tables",
     "demo",
@@ -54,7 +58,7 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "spec", "manifest", "checkpoints", "events"),
     *("collect", "inspect", "plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
-    *("dry_run", "run", "tables", "demo.__init__", "cli"),
+    *("dry_run", "publish", "gate", "stages", "engines", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 
