@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-gcs test-slow clean
+.PHONY: help demo test lint format bench bench-gcs test-slow compile clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(STAMP) ## Speed, bytes, disk and memory beside plain reads; REFERENCE=D
 
 bench-gcs: $(STAMP) ## The range reader beside blob.download_as_bytes and plain urllib3
 	$(BIN)/python benchmarks/gcs.py
+
+compile: $(STAMP) ## Write the Kubeflow pipeline's committed YAML anew
+	$(BIN)/python -m relex_kfp.pipelines.relex_pipeline.compile
 
 clean: ## Remove what make made
 	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from kfp import local
 from kfp.components import load_component_from_file
-from relex_kfp.pipelines.relex_pipeline.compile import COMPILED
 
 from relex_core.errors import RelexError
 from relex_core.spec import RunSpec
+from relex_kfp.pipelines.relex_pipeline.compile import COMPILED
 
 PIPELINE = COMPILED / "relex-processes.yaml"
 

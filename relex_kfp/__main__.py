@@ -67,8 +67,8 @@ def compile_command(profile: str, parallelism: int, resources: bool, out: str, *
     from relex_kfp.pipelines.relex_pipeline.compile import compile_pipeline, refuse_floating_image
     from relex_kfp.pipelines.relex_pipeline.profiles import Settings
 
-    for image in filter(None, (settings["image"], settings["gpu_image"])):
-        refuse_floating_image(image)
+    refuse_floating_image(settings["image"])
+    refuse_floating_image(settings["gpu_image"] or settings["image"])
     compile_pipeline(profile, Settings(**settings), Path(out), resources=resources, parallelism=parallelism)
     click.echo(out)
 

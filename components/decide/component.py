@@ -1,6 +1,7 @@
 """Promote, or keep what was observed."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

@@ -1,6 +1,7 @@
 """Measure checkpoints on questions with known answers."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

@@ -1,6 +1,7 @@
 """Write one candidate checkpoint."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

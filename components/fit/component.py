@@ -1,6 +1,7 @@
 """Fit one shard of the tensors."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

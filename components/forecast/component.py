@@ -1,6 +1,7 @@
 """What extrapolation can be expected to do."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

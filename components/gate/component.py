@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

@@ -1,6 +1,7 @@
 """Make one fit of its shards."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 

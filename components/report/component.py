@@ -1,6 +1,7 @@
 """The page for people."""
 
 from kfp import dsl
+
 from relex_kfp.components import BASE_IMAGE
 
 
@@ -20,10 +21,9 @@ def report(run: str, key: str, decision: str, advice: str, page: dsl.Output[dsl.
     """
     from pathlib import Path
 
-    from relex_core.report import report as write_report
-
     from relex_core.errors import exit_on_error
     from relex_core.layout import REPORT
+    from relex_core.report import report as write_report
     from relex_core.storage import open_store, read_bytes
 
     with exit_on_error():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
-from relex_kfp.components import BASE_IMAGE
-from relex_kfp.pipelines.relex_pipeline.pipeline import NAME, build_pipeline
-from relex_kfp.pipelines.relex_pipeline.profiles import PROFILES, RESOURCES, Settings
 
 from relex_core import __version__
 from relex_core.errors import SpecError
+from relex_kfp.components import BASE_IMAGE
+from relex_kfp.pipelines.relex_pipeline.pipeline import NAME, build_pipeline
+from relex_kfp.pipelines.relex_pipeline.profiles import PROFILES, RESOURCES, Settings
 
 COMPILED = Path(__file__).parent / "compiled"
 """The pipeline for each profile, with the image's name as `make images` gives it: for reading, and for running it
@@ -67,3 +67,7 @@ def refuse_floating_image(image: str) -> None:
             expected="NAME@sha256:DIGEST",
             next_step="podman push prints the digest; so does: skopeo inspect docker://IMAGE",
         )
+
+
+if __name__ == "__main__":
+    compile_all()

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
+
+from relex_core.stages import BY_NAME, Stage
 from relex_kfp.components.collect.component import collect
 from relex_kfp.components.decide.component import decide
 from relex_kfp.components.evaluate.component import evaluate
@@ -31,8 +33,6 @@ from relex_kfp.components.merge_fit.component import merge_fit
 from relex_kfp.components.outcome.component import outcome
 from relex_kfp.components.publish.component import publish
 from relex_kfp.components.report.component import report
-
-from relex_core.stages import BY_NAME, Stage
 
 NAME = "relex"
 NEVER_CACHED = frozenset({"gate", "collect", "publish"})
