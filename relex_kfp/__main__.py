@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -94,6 +95,34 @@ def run_local_command(spec: RunSpec, shards: int, pipeline_root: str | None) -> 
         raise WindowNotReady(
             "nothing is decided", where=spec.run_root, next_step="see the log above, and try again later"
         )
+
+
+@main.command("submit")
+@click.argument("target", type=click.Choice(["kfp", "vertex"]))
+@spec_argument
+@command
+def submit_command(target: str, spec: RunSpec) -> None:
+    """Submit the pipeline if the window is complete, once. Settings come from the environment (docs/kubeflow.md)."""
+    from relex_core.collect import find_window
+    from relex_kfp.pipelines.trigger import targets
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    act = {"kfp": targets.kfp, "vertex": targets.vertex}[target]
+    act(spec, find_window(spec))
+
+
+@main.command("schedule")
+@spec_argument
+@click.option("--pipeline", type=click.Path(exists=True, dir_okay=False), required=True, help="The compiled YAML.")
+@click.option("--cron", default="0 */10 * * * *", show_default=True, help="Six fields, seconds first.")
+@click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Pods that fit.")
+@command
+def schedule_command(spec: RunSpec, pipeline: str, cron: str, shards: int) -> None:
+    """Create the recurring run of one spec on Kubeflow; its gate ends it at once while there is nothing to do."""
+    from relex_kfp.pipelines.trigger.schedule import schedule
+    from relex_kfp.pipelines.trigger.targets import cluster
+
+    click.echo(schedule(spec, Path(pipeline), cluster(), cron=cron, shards=shards))
 
 
 if __name__ == "__main__":
