@@ -22,6 +22,8 @@ from relex_core.storage import open_store
 from relex_kfp.pipelines.trigger.once import submit_once
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
+CONFLICT = 409
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -88,8 +90,21 @@ def connect(cluster: Cluster) -> Any:
 
 def experiment_id(client: Any, cluster: Cluster) -> str:
     """The experiment, made if it does not exist yet."""
+    name, namespace = cluster.experiment, cluster.namespace or None
     with redirect_stdout(sys.stderr):  # the client prints links
-        return str(client.create_experiment(cluster.experiment, namespace=cluster.namespace or None).experiment_id)
+        try:
+            found = client.create_experiment(name, namespace=namespace)  # or the one that is there
+        except ApiException as error:
+            if error.status != CONFLICT:
+                raise
+            found = client.get_experiment(experiment_name=name, namespace=namespace)  # made at the same moment
+    return str(found.experiment_id)
+
+
+def named(name: str) -> str:
+    """A filter of the API's lists."""
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+    return json.dumps({"predicates": [predicate]})
 
 
 def api_error(error: Exception, host: str) -> RelexError:
@@ -102,8 +117,7 @@ def api_error(error: Exception, host: str) -> RelexError:
 
 
 def _find(client: Any, experiment: str, name: str) -> str | None:
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    found = client.list_runs(experiment_id=experiment, filter=json.dumps({"predicates": [predicate]})).runs
+    found = client.list_runs(experiment_id=experiment, filter=named(name)).runs
     return next((str(run.run_id) for run in found or [] if run.display_name == name), None)
 
 

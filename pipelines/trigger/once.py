@@ -1,6 +1,6 @@
 """Submit once: a claim object decides who of several submitters does it, the run's name whether it was done.
 
-    submissions/<name>-00001.json    created atomically: whoever creates it submits, the others wait for the run to appear
+    submissions/<name>-00001.json    created atomically: its creator submits, the others wait for the run to appear
     submissions/<name>-00002.json    the same again, after the first failed, or no run appeared for `patience`
 
 Claims are never deleted, so of one number there is one winner. What is left is a submitter that stalls for longer than

@@ -11,7 +11,7 @@ from relex_core.errors import SpecError
 from relex_core.manifest import digest_of
 from relex_core.publish import spec_digest
 from relex_core.spec import RunSpec
-from relex_kfp.pipelines.trigger.kfp_api import Cluster, api_error, connect, experiment_id
+from relex_kfp.pipelines.trigger.kfp_api import Cluster, api_error, connect, experiment_id, named
 
 EVERY_TEN_MINUTES = "0 */10 * * * *"
 FIELDS = 6
@@ -46,10 +46,9 @@ def schedule(spec: RunSpec, pipeline: Path, cluster: Cluster, *, cron: str = EVE
     try:
         client = connect(cluster)
         experiment = experiment_id(client, cluster)
-        there = client.list_recurring_runs(experiment_id=experiment, page_size=200).recurring_runs or []
-        known = {run.display_name: str(run.recurring_run_id) for run in there}
-        if name in known:
-            return known[name]
+        there = client.list_recurring_runs(experiment_id=experiment, filter=named(name)).recurring_runs or []
+        for found in there:
+            return str(found.recurring_run_id)
         made = client.create_recurring_run(
             experiment,
             name,
