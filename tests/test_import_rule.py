@@ -44,6 +44,7 @@ ORDER = (
     "evaluate",
     "decide",
     "publish",
+    "notify",
     "gate",
     "stages",
     "engines",
@@ -58,7 +59,7 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "spec", "manifest", "checkpoints", "events"),
     *("collect", "inspect", "plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
-    *("dry_run", "publish", "gate", "stages", "engines", "run", "tables", "demo.__init__", "cli"),
+    *("dry_run", "publish", "notify", "gate", "stages", "engines", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 

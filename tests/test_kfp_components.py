@@ -148,7 +148,12 @@ def test_a_components_errors_end_it_with_message_and_status(
         write_bytes(open_store(given["run"]), layout.PUBLISHED, b"{}")
     with pytest.raises(SystemExit) as ended:
         function(**values)
-    expected = {"gate": (2, "SpecError"), "collect": (2, "SpecError"), "outcome": (4, "DataError")}
+    expected = {
+        "notify": (2, "SpecError"),
+        "gate": (2, "SpecError"),
+        "collect": (2, "SpecError"),
+        "outcome": (4, "DataError"),
+    }
     code, error = expected.get(name, (3, "WindowNotReady"))
     assert ended.value.code == code
     assert capfd.readouterr().err.startswith(f"{error}: ")
