@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from kfp_support import make_spec, result_files, scripted_run, spec_data
 
 from relex_core.collect import collect
+from relex_core.publish import published
 from relex_core.run import run as run_all
+from relex_core.storage import open_store, write_bytes
 
 needs_report = pytest.mark.skipif(find_spec("relex_core.report") is None, reason="there is no report yet")
 
@@ -104,3 +107,27 @@ def test_a_pipeline_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     files = result_files(tmp_path / "run")
     assert files.pop("report.html") and files == whole
+
+
+@pytest.mark.slow
+@needs_report
+def test_the_pipeline_on_gcs(tmp_path: Path, fake_gcs: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Base, trajectory, questions and run directory in a bucket; the processes share nothing else."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
+    uri = f"gs://{new_bucket(fake_gcs)}/rl"
+    bucket, data = open_store(uri), scripted_run(tmp_path / "data", candidates=0.9, last_observed=0.3)
+    for path in sorted(data.rglob("*")):
+        if path.is_file():
+            write_bytes(bucket, path.relative_to(data).as_posix(), path.read_bytes())
+    sections: dict[str, Any] = {"base": f"{uri}/trajectory/base", "trajectory": f"{uri}/trajectory"}
+    evaluation = spec_data()["evaluation"]
+    for split in ("select", "confirm"):
+        evaluation[split]["task"]["file"] = f"{uri}/{split}.jsonl"
+    done = relex(tmp_path, "--shards", "2", "--out", f"{uri}/relex", "--json", **sections, evaluation=evaluation)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout)["decision"] == "promote"
+    outcome = published(f"{uri}/relex")
+    assert outcome.checkpoint_uri == f"{uri}/relex/candidates/relex-step00020-scale1.00"
+    written = {info.name for info in open_store(outcome.checkpoint_uri).list()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= written
+    assert not list(tmp_path.glob("**/*.safetensors.*")) and not (tmp_path / "gs:").exists()
