@@ -266,7 +266,7 @@ def test_first_rounds_in_any_order_leave_evaluate_less_to_do(
     folder: Path, search: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the bytes that it leaves alone."""
-    targets = list(range(20, 140, 20))
+    targets = [20, 40, 60, 80, 100]
     evaluation = {**spec_data()["evaluation"], "search": search}
     specs = [make_spec(folder, run, candidates={"target_steps": targets}, evaluation=evaluation) for run in "ab"]
     for spec in specs:
