@@ -64,10 +64,11 @@ def make_spec(folder: Path, run: str = "run", **sections: Any) -> RunSpec:
 def result_files(run: Path) -> dict[str, bytes]:
     """What a run directory holds, without what names the directory itself or tells when and how fast it was filled."""
     files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
-    data = {name: path.read_bytes() for name, path in files.items() if name not in ("events.jsonl", "spec.json")}
-    for name, left_out in {"fit/fit.json": MEASURED, "decision.json": ("cost",)}.items():
+    left_out = ("events.jsonl", "spec.json", "report.html")
+    data = {name: path.read_bytes() for name, path in files.items() if name not in left_out}
+    for name, measured in {"fit/fit.json": MEASURED, "decision.json": ("cost",)}.items():
         fields = json.loads(data[name])
-        data[name] = json.dumps({key: value for key, value in fields.items() if key not in left_out}).encode()
+        data[name] = json.dumps({key: value for key, value in fields.items() if key not in measured}).encode()
     outcome = json.loads(data["published.json"])
     outcome["checkpoint_uri"] = outcome["checkpoint_uri"].removeprefix(str(run))
     data["published.json"] = json.dumps({k: v for k, v in outcome.items() if k != "spec_digest"}).encode()

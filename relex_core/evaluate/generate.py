@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, Protocol
 
 from relex_core.errors import SpecError
-from relex_core.evaluate.staging import on_local_disk
 from relex_core.spec import EvaluationSpec
 
 VLLM_DTYPE = "bfloat16"
@@ -97,7 +96,7 @@ def open_generator(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterat
 
     Args:
         spec: names the backend and device.
-        weights: folder with config.json and safetensors: a path, or a gs:// URI, which is copied to the local disk.
+        weights: folder with config.json and safetensors, on the local disk.
         tokenizer: folder of the base, whose tokenizer and stop tokens all candidates use.
 
     Raises:
@@ -108,12 +107,6 @@ def open_generator(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterat
 
         yield ScriptedGenerator(weights)
         return
-    with on_local_disk(weights) as model, on_local_disk(tokenizer, weights=False) as words:
-        yield from _generators(spec, model, words)
-
-
-def _generators(spec: EvaluationSpec, weights: str, tokenizer: str) -> Iterator[Generator]:
-    """One generator, freed afterwards; both folders are paths."""
     if spec.backend == "vllm":
         from relex_core.evaluate.vllm_backend import VllmGenerator
 

@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias
 from relex_core.errors import DataError
 from relex_core.evaluate.grade import Grader
 from relex_core.evaluate.sources import Item, read_items
-from relex_core.evaluate.staging import on_local_disk
 from relex_core.spec import EvaluationSpec, PromptSpec, SplitSpec, TaskSpec
 
 Split: TypeAlias = Literal["select", "confirm", "guard"]
@@ -157,6 +156,5 @@ def _renderer(prompt: PromptSpec | None, base: str) -> Callable[[str], str]:
         return literal
     from relex_core.evaluate.loading import chat_renderer
 
-    with on_local_disk(base, weights=False) as folder:
-        render = chat_renderer(folder, prompt.system)
+    render = chat_renderer(base, prompt.system)
     return lambda question: render(literal(question))
