@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser lint format bench bench-gcs bench-inventory test-slow fuzz clean
+.PHONY: help demo test browser lint format bench bench-gcs bench-inventory test-slow fuzz compile images lock-images clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,23 @@ bench-gcs: $(STAMP) ## The range reader beside blob.download_as_bytes and plain 
 
 bench-inventory: $(STAMP) ## How long it takes to find a window of 150 checkpoints, 20 ms away
 	$(BIN)/python benchmarks/inventory.py
+
+compile: $(STAMP) ## Write the Kubeflow pipeline's committed YAML anew
+	$(BIN)/python -m relex_kfp.pipelines.relex_pipeline.compile
+
+BASE ?= docker.io/library/python:3.11-slim-bookworm
+images: ## Build both images with podman; BASE=IMAGE@sha256:... pins what they start from
+	for kind in cpu gpu; do \
+	  podman build --build-arg BASE=$(BASE) --build-arg REVISION=$$(git rev-parse HEAD) \
+	    -t relex-$$kind:0.1.0 -f images/$$kind/Dockerfile . || exit 1; done
+
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+LOCK := uv pip compile pyproject.toml --generate-hashes --no-annotate --no-header -q \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --upgrade
+lock-images: ## Resolve what the images install anew (needs uv)
+	$(LOCK) images/cpu/requirements.in --extra eval --extra report --extra kfp --index-strategy unsafe-best-match \
+	  --extra-index-url $(TORCH_INDEX) -o images/cpu/requirements.lock
+	$(LOCK) images/gpu/requirements.in --extra vllm --extra report --extra kfp -o images/gpu/requirements.lock
 
 clean: ## Remove what make made
 	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

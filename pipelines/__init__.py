@@ -1,1 +1,1 @@
-"""The relex pipeline for Kubeflow and the pieces that trigger it."""
+"""The relex pipeline for Kubeflow, its profiles and compiled YAML, and the pieces that trigger it."""

@@ -16,13 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
 from relex_core import __version__
 from relex_core.errors import RelexError, SpecError
 from relex_core.storage.uri import absolute_uri
+
+if TYPE_CHECKING:
+    from relex_core.spec import RunSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,10 +141,15 @@ def inspect(uri: str, step_folder: str | None, weights: str, marker: str, as_jso
 @spec_argument
 @out_option
 @click.option("--dry-run", is_flag=True, help="Print the plan: steps, bytes, memory, candidates. Writes nothing.")
+@click.option("--engine", type=click.Choice(["here", "kfp-local"]), default="here", show_default=True)
+@click.option("--shards", type=click.IntRange(min=1), default=1, help="Processes that fit (kfp-local).")
 @json_option
 @stage
-def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
-    """Collect, fit, extrapolate, evaluate and decide; resumes where it stopped."""
+def run(spec: str, out: str | None, dry_run: bool, engine: str, shards: int, as_json: bool) -> None:
+    """Collect, fit, extrapolate, evaluate and decide; resumes where it stopped.
+
+    `--engine kfp-local` does it with the compiled Kubeflow pipeline, every step a process of its own.
+    """
     from relex_core.spec import load_spec
 
     if dry_run:
@@ -150,6 +158,9 @@ def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
 
         plan = plan_run(load_spec(spec, out=out))
         _print(plan.model_dump(mode="json"), lambda: plan_text(plan), as_json)
+        return
+    if engine == "kfp-local":
+        _run_kfp_local(load_spec(spec, out=out), shards, as_json)
         return
     from relex_core.run import run as run_all
     from relex_core.tables import run_text
@@ -165,10 +176,21 @@ def run(spec: str, out: str | None, dry_run: bool, as_json: bool) -> None:
     _print(data, lambda: run_text(result), as_json)
 
 
+def _run_kfp_local(spec: RunSpec, shards: int, as_json: bool) -> None:
+    from relex_core.decide import load_decision
+    from relex_core.engines import run_kfp_local
+    from relex_core.tables import decision_text
+
+    if status := run_kfp_local(spec, shards=shards):
+        sys.exit(status)  # what went wrong is on stderr already
+    decision = load_decision(spec.run_root)
+    _print(decision.model_dump(mode="json"), lambda: decision_text(decision), as_json)
+
+
 @main.command()
 @spec_argument
 @out_option
-@click.option("--then", required=True, type=click.Choice(["run", "print"]), help="What to do with the window.")
+@click.option("--then", required=True, type=click.Choice(["run", "print", "kfp", "vertex"]), help="What to do with it.")
 @click.option("--capture", is_flag=True, help="Copy each checkpoint of the window before the trainer deletes it.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Longest wait, s.")
 @click.option("--lease", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Dead after so many s.")
@@ -260,16 +282,36 @@ def forecast(run: str, as_json: bool) -> None:
 
 
 @main.command()
+@spec_argument
+@out_option
+@json_option
+@stage
+def gate(spec: str, out: str | None, as_json: bool) -> None:
+    """Say whether there is anything to do: exit status 0 if so (or all is done), 3 while the window is incomplete."""
+    from relex_core.errors import WindowNotReady
+    from relex_core.gate import gate as look
+    from relex_core.spec import load_spec
+
+    seen = look(load_spec(spec, out=out))
+    _print(vars(seen), lambda: f"{seen.state}: {seen.message}", as_json)
+    if seen.state == "not_ready":
+        sys.exit(WindowNotReady.exit_code)
+
+
+@main.command()
 @run_argument
+@click.option("--candidate", "names", multiple=True, help="Only these.")
 @click.option("--target-step", "target_steps", type=click.IntRange(min=0), multiple=True, help="Optimizer step.")
 @click.option("--scale", "scales", type=float, multiple=True, help="Factor on the displacement; 1 is the paper.")
 @json_option
 @stage
-def extrapolate(run: str, target_steps: Sequence[int], scales: Sequence[float], as_json: bool) -> None:
+def extrapolate(
+    run: str, names: Sequence[str], target_steps: Sequence[int], scales: Sequence[float], as_json: bool
+) -> None:
     """Write candidate checkpoints: the spec's, or those of --target-step and --scale."""
     from relex_core.extrapolate import extrapolate as write_candidates
 
-    candidates = write_candidates(run, target_steps=target_steps, scales=scales)
+    candidates = write_candidates(run, target_steps=target_steps, scales=scales, names=names)
     lines = "\n".join(f"{run}/candidates/{candidate.name}" for candidate in candidates)
     _print([candidate.model_dump(mode="json") for candidate in candidates], lambda: lines, as_json)
 
@@ -277,11 +319,19 @@ def extrapolate(run: str, target_steps: Sequence[int], scales: Sequence[float], 
 @main.command()
 @run_argument
 @click.option("--candidate", "candidates", multiple=True, help="Only these, on the selection split.")
+@click.option("--first-round", is_flag=True, help="Of --candidate only what the search asks first; for parallel pods.")
 @click.option("--lm-eval", metavar="TASKS", help="Run these tasks of lm-eval's harness instead: names, with commas.")
 @click.option("--lm-eval-path", type=click.Path(exists=True, file_okay=False), help="Folder with more task YAML.")
 @json_option
 @stage
-def evaluate(run: str, candidates: Sequence[str], lm_eval: str | None, lm_eval_path: str | None, as_json: bool) -> None:
+def evaluate(
+    run: str,
+    candidates: Sequence[str],
+    first_round: bool,
+    lm_eval: str | None,
+    lm_eval_path: str | None,
+    as_json: bool,
+) -> None:
     """Measure candidates, base and last observed checkpoint; then the finalist on the confirmation split."""
     if lm_eval is not None:
         from relex_core.evaluate.harness_run import run_harness
@@ -291,9 +341,12 @@ def evaluate(run: str, candidates: Sequence[str], lm_eval: str | None, lm_eval_p
         _print([result.model_dump(mode="json") for result in found], lambda: harness_text(found), as_json)
         return
     from relex_core.evaluate import evaluate as evaluate_run
+    from relex_core.evaluate import evaluate_first_round
     from relex_core.tables import results_text
 
-    results = evaluate_run(run, candidates=candidates)
+    if first_round and not candidates:
+        raise click.UsageError("--first-round needs --candidate")
+    results = evaluate_first_round(run, candidates) if first_round else evaluate_run(run, candidates=candidates)
     _print([result.model_dump(mode="json") for result in results], lambda: results_text(results), as_json)
 
 
@@ -322,6 +375,18 @@ def report(run: str, figures: str | None, as_json: bool) -> None:
 
     files = report_run(run, figures=None if figures is None else _location(figures))
     _print(asdict(files), lambda: report_text(files), as_json)
+
+
+@main.command()
+@run_argument
+@json_option
+@stage
+def publish(run: str, as_json: bool) -> None:
+    """Delete the losers and write RUN/published.json: which checkpoint to use."""
+    from relex_core.publish import publish as publish_run
+
+    outcome = publish_run(run)
+    _print(outcome.model_dump(mode="json"), lambda: f"{outcome.decision}: {outcome.checkpoint_uri}", as_json)
 
 
 def _print(data: Any, text: Callable[[], str], as_json: bool) -> None:

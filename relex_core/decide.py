@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from relex_core import layout
 from relex_core.collect import load_spec_of
-from relex_core.errors import DataError
+from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.evaluate import evaluation_of
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
 from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
@@ -22,9 +24,9 @@ from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
 from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec
-from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
+from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
-__all__ = ["Decision", "decide", "delete_losers"]
+__all__ = ["Decision", "decide", "delete_losers", "load_decision"]
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 
@@ -57,6 +59,22 @@ def decide(run: str) -> Decision:
     decision = _decision(evidence, evaluation, spec.decision, spec.cost)
     write_bytes(open_store(run), layout.DECISION, (decision.model_dump_json(indent=1) + "\n").encode())
     return decision
+
+
+def load_decision(run: str) -> Decision:
+    """Read RUN/decision.json.
+
+    Raises:
+        WindowNotReady: nothing was decided yet.
+        DataError: the file is no decision.
+    """
+    where = join_uri(run, layout.DECISION)
+    try:
+        return Decision.model_validate_json(read_bytes(open_store(run), layout.DECISION))
+    except ObjectNotFound:
+        raise WindowNotReady("nothing is decided yet", where=where, next_step=f"relex decide {run}") from None
+    except ValidationError as error:
+        raise DataError(f"not a decision: {error}", where=where, next_step=f"relex decide {run}") from None
 
 
 def delete_losers(run: str, decision: Decision) -> list[str]:

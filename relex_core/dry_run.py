@@ -12,7 +12,7 @@ from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import find_window
 from relex_core.plan import plan_fit, window_bytes
-from relex_core.recipes import candidate_recipes
+from relex_core.recipes import recipes_of
 from relex_core.spec import RunSpec
 
 
@@ -48,9 +48,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
     manifest = find_window(spec)
     base_dtypes = base_dtypes_of(manifest)
     plan = plan_fit(manifest, base_dtypes, spec.fit, workers=len(os.sched_getaffinity(0)))
-    recipes = candidate_recipes(
-        spec.candidates, manifest.steps, manifest.t_cut, spec.fit.trailing_averages, spec.fit.basis
-    )
+    recipes = recipes_of(spec, manifest)
     dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
     candidate_bytes = sum(math.prod(t.shape) * ITEM_BYTES[dtypes[t.name]] for t in manifest.tensors)
     tensors = [tensor for group in plan.groups for tensor in group.tensors]

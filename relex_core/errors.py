@@ -6,7 +6,9 @@ inherits the standard exception a Python caller would reach for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class RelexError(Exception):
@@ -108,3 +110,17 @@ class ObjectNotFound(StorageError, FileNotFoundError):
 
 class ObjectExists(StorageError, FileExistsError):
     """An atomic create found the name taken."""
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the process with our error's message on stderr and its exit status, as the command line does.
+
+    Raises:
+        SystemExit: in place of a RelexError. Anything else is a defect, and keeps its traceback.
+    """
+    try:
+        yield
+    except RelexError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error

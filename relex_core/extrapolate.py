@@ -47,7 +47,7 @@ from relex_core.fit.key import refuse_another_fit
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
 from relex_core.progress import progress
-from relex_core.recipes import Mix, Recipe, candidate_recipes, relex_recipes
+from relex_core.recipes import Mix, Recipe, candidate_recipes, choose_recipes, relex_recipes
 from relex_core.spec import CandidatesSpec
 from relex_core.storage import ObjectInfo, Store, Writer, join_uri, open_store
 
@@ -57,15 +57,19 @@ PIECE = 1024 * 1024
 """Weights that are mixed at a time."""
 
 
-def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[float] = ()) -> list[Candidate]:
+def extrapolate(
+    run: str, *, target_steps: Sequence[int] = (), scales: Sequence[float] = (), names: Sequence[str] = ()
+) -> list[Candidate]:
     """Write candidates of a fitted run; those that are complete already are left as they are.
 
     Args:
         run: URI of the run directory.
         target_steps: RELEX candidates to these optimizer steps instead of the spec's candidates.
         scales: their scales, or the scales of the spec's RELEX candidates.
+        names: only these of the candidates named so far. Processes may write different ones at the same time.
 
     Raises:
+        SpecError: there is no candidate of a given name.
         WindowNotReady: nothing is collected or fitted yet.
         DataError: a candidate's weights are not finite in their dtype; or the base changed since collect.
         StorageError: the storage failed; run again to go on.
@@ -74,6 +78,7 @@ def extrapolate(run: str, *, target_steps: Sequence[int] = (), scales: Sequence[
     spec, manifest, fit = load_spec_of(run), load_manifest(run), load_fit(run)
     refuse_another_fit(run, spec, manifest, fit)
     recipes = _recipes(spec.candidates, spec.fit.trailing_averages, manifest, fit, target_steps, scales)
+    recipes = choose_recipes(recipes, names) if names else recipes
     store = open_store(run)
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}

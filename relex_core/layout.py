@@ -11,7 +11,8 @@ RUN/
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
   decision.json                  marker of decide
-  report.html                    everything on one page
+  report.html                    everything on one page; marker of report
+  published.json                 the outcome: which checkpoint to use; written last, marker of the whole run
   captured/step-*.relexpatch     checkpoints copied before the trainer deleted them
   watch/<key>/claim-*.json       who waits for the window; fired.json: that it was acted upon
   events.jsonl                   what happened when
@@ -26,6 +27,7 @@ GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"
 REPORT = "report.html"
+PUBLISHED = "published.json"
 EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from relex_core.errors import SpecError
 from relex_core.fit.artifact import FitArtifact, TensorFit
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
-from relex_core.spec import CandidatesSpec
+from relex_core.manifest import WindowManifest
+from relex_core.spec import CandidatesSpec, RunSpec
 
 DEFAULT_HORIZONS = (2, 4, 6)
 """Target steps in multiples of T_cut, where the spec names none."""
@@ -141,6 +142,12 @@ METHODS: dict[str, Callable[[Recipe, FitArtifact, TensorFit], Mix]] = {
 }
 
 
+def recipes_of(spec: RunSpec, manifest: WindowManifest) -> list[Recipe]:
+    """The candidates of a run; known as soon as it is collected. Errors as for `candidate_recipes`."""
+    averages, basis = spec.fit.trailing_averages, spec.fit.basis
+    return candidate_recipes(spec.candidates, manifest.steps, manifest.t_cut, averages, basis)
+
+
 def candidate_recipes(
     spec: CandidatesSpec, steps: Sequence[int], t_cut: int, averages: Sequence[int], basis: str
 ) -> list[Recipe]:
@@ -180,6 +187,23 @@ def relex_recipes(targets: Sequence[int], scales: Sequence[float]) -> list[Recip
         raise SpecError(f"scales must be finite numbers, got {', '.join(map(str, scales))}")
     pairs = dict.fromkeys((target, scale) for target in targets for scale in scales)
     return [Recipe("relex", target_step=target, scale=scale) for target, scale in pairs]
+
+
+def choose_recipes(recipes: Sequence[Recipe], names: Sequence[str]) -> list[Recipe]:
+    """The recipes of these names, in that order.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    known = {recipe.name: recipe for recipe in recipes}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SpecError(
+            f"the spec has no candidate {unknown[0]!r}",
+            expected=f"one of {', '.join(known)}",
+            next_step="relex run SPEC --dry-run lists them",
+        )
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _baseline(

@@ -11,6 +11,7 @@ from relex_core.collect import collect
 from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
 from relex_core.manifest import WindowManifest
+from relex_core.publish import publish
 from relex_core.spec import RunSpec
 
 log = logging.getLogger("relex")
@@ -50,14 +51,15 @@ def run(spec: RunSpec) -> RunResult:
     candidates = tuple(extrapolate(spec.run_root))
     decision = None
     if spec.evaluation is not None:
-        from relex_core.decide import decide, delete_losers
+        from relex_core.decide import decide
         from relex_core.evaluate import evaluate
 
         evaluate(spec.run_root)
         decision = decide(spec.run_root)
-        if spec.candidates.keep == "winner":
-            delete_losers(spec.run_root, decision)
-    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, _report(spec.run_root))
+    report = _report(spec.run_root)
+    if decision is not None:
+        publish(spec.run_root)  # last: it says that the run is finished
+    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, report)
 
 
 def _report(run: str) -> str | None:

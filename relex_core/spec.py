@@ -484,6 +484,26 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
 
 
+def spec_from_json(
+    text: str, *, base: str = "", trajectory: str = "", run_root: str = "", t_cut: int = 0, where: str = "spec"
+) -> RunSpec:
+    """Read a RunSpec from JSON text, as orchestrators pass it; whatever else is given overrides the text's fields.
+
+    Raises:
+        SpecError: as for `load_spec`.
+    """
+    try:
+        data = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"the spec is not JSON: {error}", where=where, expected="one JSON object") from None
+    if isinstance(data, dict):
+        given = {"base": base, "trajectory": trajectory, "run_root": run_root}
+        data |= {name: value for name, value in given.items() if value}
+        window = data.get("window") or {}
+        data |= {"window": {**window, "t_cut": t_cut}} if t_cut and isinstance(window, dict) else {}
+    return resolve_spec(data, where=where, folder=Path.cwd())
+
+
 def resolve_spec(data: object, *, where: str, folder: Path, out: str | None = None) -> RunSpec:
     """Check a spec's data and make every URI in it absolute.
 

@@ -49,6 +49,11 @@ ORDER = (
     "evaluate",
     "decide",
     "report",
+    "publish",
+    "notify",
+    "gate",
+    "stages",
+    "engines",
     "run",
     "targets",
     "tables",
@@ -62,7 +67,19 @@ BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *("plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
-    *("dry_run", "report.__init__", "run", "tables", "demo.__init__", "cli"),
+    *(
+        "dry_run",
+        "publish",
+        "notify",
+        "gate",
+        "stages",
+        "engines",
+        "report.__init__",
+        "run",
+        "tables",
+        "demo.__init__",
+        "cli",
+    ),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 

@@ -18,9 +18,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_every_package_is_installed() -> None:
     """An editable install hides a package that pyproject.toml forgets."""
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "relex_core").rglob("__init__.py")}
-    listed = {name for name in PYPROJECT["tool"]["setuptools"]["packages"] if name.startswith("relex_core")}
-    assert listed == found
+    roots = {"relex_core": "", "relex_kfp": "", "components": "relex_kfp.", "pipelines": "relex_kfp."}
+    found = {
+        prefix + ".".join(path.parent.relative_to(ROOT).parts)
+        for root, prefix in roots.items()
+        for path in (ROOT / root).rglob("__init__.py")
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
 
 
 def test_the_bare_install_is_light() -> None:

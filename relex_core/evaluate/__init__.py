@@ -21,13 +21,21 @@ from relex_core.collect import load_spec_of
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, choose, observed, references, written_candidates
 from relex_core.evaluate.results import EvalResult, ranking
-from relex_core.evaluate.search import part, rounds
-from relex_core.evaluate.stage import Stage, evaluation_key, open_stage
+from relex_core.evaluate.search import Round, part, rounds
+from relex_core.evaluate.stage import Part, Stage, evaluation_key, open_stage
 from relex_core.manifest import load_manifest
+from relex_core.recipes import recipes_of
 from relex_core.spec import EvaluationSpec, RunSpec
 from relex_core.storage import absolute_uri
 
-__all__ = ["EvalResult", "evaluate", "evaluation_key", "evaluation_of", "measure_checkpoints"]
+__all__ = [
+    "EvalResult",
+    "evaluate",
+    "evaluate_first_round",
+    "evaluation_key",
+    "evaluation_of",
+    "measure_checkpoints",
+]
 
 
 def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
@@ -65,6 +73,31 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
         return [*results, *selection, *stage.measure(final, "confirm"), *stage.measure(final[:2], "guard")]
 
 
+def evaluate_first_round(run: str, candidates: Sequence[str]) -> list[EvalResult]:
+    """Measure candidates as far as `evaluate` is going to in its first round, and no further.
+
+    Any number of processes may do that at the same time, for different candidates; `evaluate` then finds their answers
+    and goes on. The first round is all selection questions for "base", "last_observed" and up to 8 candidates of the
+    spec, and a part of them for more (see `search`).
+
+    Args:
+        run: the run directory (path or URI), with spec.json, window.json and these candidates.
+        candidates: names.
+
+    Raises:
+        As `evaluate`.
+    """
+    run = absolute_uri(run, Path.cwd())
+    manifest, whole = load_manifest(run), load_spec_of(run)
+    spec, known = evaluation_of(whole, run), references(manifest)
+    chosen = choose([*known, *written_candidates(run, manifest.digest)], candidates)
+    fixed = [candidate for candidate in chosen if candidate in known]
+    rest = [candidate for candidate in chosen if candidate not in known]
+    with open_stage(run, spec, manifest) as stage:
+        first = _rounds(stage, len(recipes_of(whole, manifest)))[0]
+        return [*stage.measure(fixed, "select"), *stage.measure(rest, "select", _parts(stage, first))]
+
+
 def _search(stage: Stage, candidates: Sequence[Candidate]) -> tuple[list[EvalResult], str]:
     """Measure candidates on the selection split, round by round.
 
@@ -72,17 +105,28 @@ def _search(stage: Stage, candidates: Sequence[Candidate]) -> tuple[list[EvalRes
         The last results of each, in the order of `candidates`; and the finalist's name.
     """
     steps = {candidate.name: candidate.step for candidate in candidates}
-    batches = [stage.batches(index) for index in range(len(stage.tasks["select"]))]
     results: dict[str, list[EvalResult]] = {}
     order = [candidate.name for candidate in candidates]
-    for one in rounds(len(candidates), min(batches), stage.spec.search):
+    for one in _rounds(stage, len(candidates)):
         names = set(order[: one.candidates])
-        seeds = [split.seed for split in stage.spec.select_splits]
-        parts = [part(count, one.share, seed) for count, seed in zip(batches, seeds, strict=True)]
-        measured = stage.measure([c for c in candidates if c.name in names], "select", parts)
+        measured = stage.measure([c for c in candidates if c.name in names], "select", _parts(stage, one))
         results |= {name: [result for result in measured if result.candidate == name] for name in names}
         order = ranking(measured, steps)
     return [result for candidate in candidates for result in results[candidate.name]], order[0]
+
+
+def _rounds(stage: Stage, candidates: int) -> list[Round]:
+    return rounds(candidates, min(_batches(stage)), stage.spec.search)
+
+
+def _parts(stage: Stage, one: Round) -> list[Part]:
+    """The batches of each selection task that a round asks for."""
+    seeds = [split.seed for split in stage.spec.select_splits]
+    return [part(count, one.share, seed) for count, seed in zip(_batches(stage), seeds, strict=True)]
+
+
+def _batches(stage: Stage) -> list[int]:
+    return [stage.batches(index) for index in range(len(stage.tasks["select"]))]
 
 
 def measure_checkpoints(run: str, folders: Mapping[str, str]) -> list[EvalResult]:

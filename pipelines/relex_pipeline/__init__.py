@@ -1,0 +1,1 @@
+"""One pipeline, compiled for several kinds of clusters."""

@@ -1,0 +1,1 @@
+"""What starts the pipeline: submissions that fire once, and the schedule."""

@@ -1,0 +1,79 @@
+"""What `relex watch --then kfp|vertex` does with a complete window. Settings come from the environment.
+
+RELEX_PIPELINE          the YAML that was compiled for the cluster (required)
+RELEX_SHARDS            pods that fit
+RELEX_SERVICE_ACCOUNT   of the pods
+RELEX_PIPELINE_ROOT     where the orchestrator keeps its artifacts (required on Vertex AI)
+KF_PIPELINES_ENDPOINT, KF_PIPELINES_NAMESPACE, KF_PIPELINES_TOKEN      Kubeflow
+GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_REGION                              Vertex AI
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relex_core.errors import SpecError
+from relex_core.manifest import WindowManifest
+from relex_core.spec import RunSpec
+
+if TYPE_CHECKING:
+    from relex_kfp.pipelines.trigger.kfp_api import Cluster
+
+log = logging.getLogger("relex")
+
+
+def kfp(spec: RunSpec, manifest: WindowManifest) -> None:
+    """Submit to Kubeflow Pipelines, once."""
+    from relex_kfp.pipelines.trigger.kfp_api import submit_kfp
+
+    run = submit_kfp(spec, manifest, _pipeline(), cluster(), shards=_shards())
+    log.info("submitted as run %s", run)
+
+
+def vertex(spec: RunSpec, manifest: WindowManifest) -> None:
+    """Submit to Vertex AI Pipelines, once."""
+    from relex_kfp.pipelines.trigger.vertex import Project, submit_vertex
+
+    project = Project(
+        project=_needed("GOOGLE_CLOUD_PROJECT"),
+        region=_needed("GOOGLE_CLOUD_REGION"),
+        pipeline_root=_needed("RELEX_PIPELINE_ROOT"),
+        service_account=os.environ.get("RELEX_SERVICE_ACCOUNT", ""),
+        endpoint=os.environ.get("RELEX_VERTEX_ENDPOINT", ""),
+    )
+    job = submit_vertex(spec, manifest, _pipeline(), project, shards=_shards())
+    log.info("submitted as %s", job)
+
+
+def cluster() -> Cluster:
+    """The Kubeflow cluster that the environment names."""
+    from relex_kfp.pipelines.trigger.kfp_api import Cluster
+
+    return Cluster(
+        host=_needed("KF_PIPELINES_ENDPOINT"),
+        namespace=os.environ.get("KF_PIPELINES_NAMESPACE", ""),
+        service_account=os.environ.get("RELEX_SERVICE_ACCOUNT", ""),
+        pipeline_root=os.environ.get("RELEX_PIPELINE_ROOT", ""),
+        token=os.environ.get("KF_PIPELINES_TOKEN", ""),
+    )
+
+
+def _pipeline() -> Path:
+    return Path(_needed("RELEX_PIPELINE"))
+
+
+def _shards() -> int:
+    text = os.environ.get("RELEX_SHARDS", "1")
+    if not text.isdigit() or int(text) < 1:
+        raise SpecError(f"RELEX_SHARDS is {text!r}", expected="a number of pods")
+    return int(text)
+
+
+def _needed(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise SpecError(f"the environment variable {name} is not set", next_step="see docs/kubeflow.md")
+    return value

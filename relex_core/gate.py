@@ -1,0 +1,50 @@
+"""gate: is there anything to do? Listings and headers alone, so a schedule may ask often. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from relex_core import layout
+from relex_core.collect import find_window
+from relex_core.errors import SpecError, WindowNotReady
+from relex_core.publish import published, spec_digest
+from relex_core.spec import RunSpec
+from relex_core.storage import exists, open_store
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the gate saw."""
+
+    state: Literal["ready", "not_ready", "done"]
+    """`done`: this spec's outcome is published already."""
+    message: str
+
+
+def gate(spec: RunSpec) -> Gate:
+    """Whether the window is complete and its outcome not published yet; writes nothing.
+
+    A window that is collected already counts as complete: the trainer may have deleted its checkpoints since.
+
+    Raises:
+        SpecError: the spec has no evaluation section, so a pipeline that ends with a decision cannot run it.
+        WindowError, DataError: a checkpoint is refused; waiting does not help.
+    """
+    if spec.evaluation is None:
+        raise SpecError(
+            "the spec has no evaluation section, so nothing could be decided",
+            where="evaluation",
+            expected="evaluation: {select: {task: ...}, confirm: {task: ...}}",
+            next_step="add the section; to only write candidates, use relex run",
+        )
+    outcome = published(spec.run_root)
+    if outcome.spec_digest == spec_digest(spec):
+        return Gate("done", f"{outcome.decision}: {outcome.candidate} is published in {spec.run_root}")
+    if exists(open_store(spec.run_root), layout.WINDOW):
+        return Gate("ready", f"the window is collected in {spec.run_root}")
+    try:
+        manifest = find_window(spec)
+    except WindowNotReady as error:
+        return Gate("not_ready", str(error))
+    return Gate("ready", f"the window is complete: {len(manifest.steps)} steps up to {manifest.steps[-1]}")

@@ -1,0 +1,103 @@
+"""publish: Decision -> the outcome. Deletes the losers, then says in one small object which checkpoint to use.
+
+RUN/published.json is written last of all. It marks a finished run for the gate, and tells a trainer or a registration
+step that polls for it what to do; nobody has to ask an orchestrator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from relex_core import layout
+from relex_core.collect import load_spec_of
+from relex_core.errors import DataError, ObjectNotFound
+from relex_core.events import record_event
+from relex_core.manifest import digest_of, load_manifest
+from relex_core.spec import RunSpec
+from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
+
+
+class Outcome(BaseModel):
+    """RUN/published.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decision: Literal["promote", "keep_observed", "not_ready"]
+    candidate: str
+    """What to use: a candidate's name or "last_observed"; empty while nothing is decided."""
+    checkpoint_uri: str
+    """Its folder: a complete Hugging Face checkpoint; empty while nothing is decided."""
+    training_steps_saved: int
+    window_digest: str
+    spec_digest: str
+    """Of the spec that was decided on: another spec is not finished by this outcome."""
+
+
+NOTHING_YET = Outcome(
+    decision="not_ready",
+    candidate="",
+    checkpoint_uri="",
+    training_steps_saved=0,
+    window_digest="",
+    spec_digest="",
+)
+
+
+def publish(run: str) -> Outcome:
+    """Delete the losers' weights, as `candidates.keep` says, and write RUN/published.json.
+
+    While the verdict is `not_ready` nothing is deleted and nothing is written.
+
+    Args:
+        run: the run directory (path or URI).
+
+    Raises:
+        WindowNotReady: nothing was decided yet.
+        DataError: the promoted candidate's weights are gone.
+    """
+    from relex_core.decide import delete_losers, load_decision  # scipy
+
+    run = absolute_uri(run, Path.cwd())
+    spec, manifest, decision = load_spec_of(run), load_manifest(run), load_decision(run)
+    promoted = decision.decision == "promote"
+    outcome = Outcome(
+        decision=decision.decision,
+        candidate=decision.candidate,
+        checkpoint_uri=join_uri(run, layout.candidate(decision.candidate)) if promoted else manifest.last_observed.uri,
+        training_steps_saved=decision.training_steps_saved,
+        window_digest=manifest.digest,
+        spec_digest=spec_digest(spec),
+    )
+    if decision.decision == "not_ready":
+        return outcome
+    deleted = delete_losers(run, decision)
+    if published(run) != outcome:
+        write_bytes(open_store(run), layout.PUBLISHED, outcome.model_dump_json(indent=1).encode())
+        record_event(run, "published", decision=outcome.decision, candidate=outcome.candidate, deleted=deleted)
+    return outcome
+
+
+def published(run: str) -> Outcome:
+    """The outcome of a run directory; `NOTHING_YET` while there is none.
+
+    Raises:
+        DataError: published.json is not one.
+    """
+    try:
+        return Outcome.model_validate_json(read_bytes(open_store(run), layout.PUBLISHED))
+    except ObjectNotFound:
+        return NOTHING_YET
+    except ValidationError as error:
+        raise DataError(
+            f"not an outcome: {error}",
+            where=join_uri(run, layout.PUBLISHED),
+            next_step=f"delete it, then run relex publish {run}",
+        ) from None
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """Tells one spec of a run directory from the next."""
+    return digest_of(spec.model_dump(mode="json"))

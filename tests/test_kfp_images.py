@@ -1,0 +1,50 @@
+"""The images' definitions. Building them needs podman: `make images`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("cpu", "gpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kubeflow_can_start_it_and_it_is_not_root(kind: str) -> None:
+    lines = (ROOT / "images" / kind / "Dockerfile").read_text().splitlines()
+    instructions = [line.split(" ", 1)[0] for line in lines if re.match(r"[A-Z]+ ", line)]
+    assert "ENTRYPOINT" not in instructions, "Kubeflow's command would become its arguments"
+    assert instructions.count("FROM") == 2
+    assert [line for line in lines if line.startswith("USER ")][-1] == "USER 10001:10001"
+    assert not [line for line in lines if line.startswith("ADD ")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_requirement_is_pinned_to_its_bytes(kind: str) -> None:
+    lock = (ROOT / "images" / kind / "requirements.lock").read_text().replace("\\\n", " ")
+    requirements = [line for line in lock.splitlines() if line.strip()]
+    for line in requirements:
+        assert re.match(r"[A-Za-z0-9._-]+==\S+( ;.*?)? +(--hash=sha256:[0-9a-f]{64} *)+$", line), line
+    names = {line.partition("==")[0] for line in requirements}
+    assert {"torch", "transformers", "kfp", "google-cloud-storage", "scipy", "math-verify", "setuptools"} <= names
+    assert ("vllm" in names) == (kind == "gpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_build_context_holds_what_is_copied(kind: str) -> None:
+    text = (ROOT / "images" / kind / "Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in text.splitlines() if re.match(r"COPY (?!--from)", line)]
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for name in (name for names in copied for name in names):
+        assert (ROOT / name).exists()
+        assert any(Path(name).match(pattern) for pattern in sent), f"{name} is not in the build context"
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_hadolint_has_nothing_to_say(kind: str) -> None:
+    subprocess.run(["hadolint", str(ROOT / "images" / kind / "Dockerfile")], check=True)

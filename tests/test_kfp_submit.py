@@ -1,0 +1,282 @@
+"""Submissions, against servers on loopback that keep what they got: exactly once, exactly what was meant."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+import yaml
+from kfp_support import make_spec, scripted_run, spec_data
+
+from relex_core.collect import find_window
+from relex_core.errors import SpecError, StorageError
+from relex_core.spec import RunSpec
+from relex_core.storage import open_store
+from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, compile_pipeline
+from relex_kfp.pipelines.relex_pipeline.profiles import Settings
+from relex_kfp.pipelines.trigger.kfp_api import Cluster, submit_kfp
+from relex_kfp.pipelines.trigger.once import submit_once
+from relex_kfp.pipelines.trigger.schedule import schedule
+from relex_kfp.pipelines.trigger.submission import plan_submission
+from relex_kfp.pipelines.trigger.vertex import Project, submit_vertex
+
+KUBERNETES, VERTEX = COMPILED / "relex-kubernetes.yaml", COMPILED / "relex-vertex.yaml"
+
+
+class FakeApi(ThreadingHTTPServer):
+    """The few calls of both APIs that are used, with the memory of a database."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.made: dict[str, list[dict[str, Any]]] = {"experiments": [], "runs": [], "recurringruns": [], "jobs": []}
+        self.fail_with: list[int] = []
+        """Statuses of the next calls that would make something."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeApi
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        kind = url.path.rpartition("/")[2]
+        if "/pipelineJobs/" in url.path:
+            found = [job for job in self.server.made["jobs"] if job["name"] == url.path.removeprefix("/v1/")]
+            self._answer(200 if found else 404, found[0] if found else {"error": {"code": 404}})
+        elif kind == "healthz":
+            self._answer(200, {"multi_user": False})
+        else:
+            field = {"recurringruns": "recurringRuns"}.get(kind, kind)
+            self._answer(200, {field: self._filtered(self.server.made[kind], parse_qs(url.query))})
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            if self.server.fail_with and not url.path.endswith("experiments"):
+                self._answer(self.server.fail_with.pop(0), {"error": "as wished"})
+                return
+            if url.path.endswith("pipelineJobs"):
+                name = f"{url.path.removeprefix('/v1/')}/{parse_qs(url.query)['pipelineJobId'][0]}"
+                if any(job["name"] == name for job in self.server.made["jobs"]):
+                    self._answer(409, {"error": {"status": "ALREADY_EXISTS"}})
+                    return
+                made = {**body, "name": name}
+                self.server.made["jobs"].append(made)
+            else:
+                kind = url.path.rpartition("/")[2]
+                taken = any(one["display_name"] == body["display_name"] for one in self.server.made[kind])
+                if kind == "experiments" and taken:
+                    self._answer(409, {"error": "already exists"})
+                    return
+                field = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}[kind]
+                made = {**body, field: str(uuid.uuid4())}
+                self.server.made[kind].append(made)
+            self._answer(200, made)
+
+    def _filtered(self, made: list[dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        wanted = json.loads(query["filter"][0])["predicates"] if "filter" in query else []
+        return [one for one in made if all(one[p["key"]] == p["stringValue"] for p in wanted)]
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    with FakeApi() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return make_spec(scripted_run(tmp_path, candidates=0.9, last_observed=0.3))
+
+
+def to_kfp(api: FakeApi, spec: RunSpec, pipeline: Path = KUBERNETES, **options: Any) -> str:
+    return submit_kfp(spec, find_window(spec), pipeline, Cluster(api.url, service_account="relex"), shards=2, **options)
+
+
+def to_vertex(api: FakeApi, spec: RunSpec, pipeline: Path = VERTEX, **options: Any) -> str:
+    project = Project("my-project", "europe-west4", "gs://artifacts/relex", "sa@my-project", endpoint=api.url)
+    return submit_vertex(spec, find_window(spec), pipeline, project, shards=2, session=requests.Session(), **options)
+
+
+TARGETS = [pytest.param(to_kfp, "runs", id="kfp"), pytest.param(to_vertex, "jobs", id="vertex")]
+Target = Callable[..., str]
+
+
+def test_kubeflow_gets_the_pipeline_and_its_arguments(api: FakeApi, spec: RunSpec) -> None:
+    run_id = to_kfp(api, spec)
+    [run], [experiment] = api.made["runs"], api.made["experiments"]
+    pipeline, platform = yaml.safe_load_all(KUBERNETES.read_text())
+    assert run == {
+        "display_name": plan_submission(spec, find_window(spec), KUBERNETES).name,
+        "experiment_id": experiment["experiment_id"],
+        "pipeline_spec": {"pipeline_spec": pipeline, "platform_spec": platform},
+        "runtime_config": {"parameters": {"spec": spec.model_dump_json(), "shards": 2}},
+        "service_account": "relex",
+        "run_id": run_id,
+    }
+    assert experiment["display_name"] == "relex"
+
+
+def test_vertex_gets_the_pipeline_and_its_arguments(api: FakeApi, spec: RunSpec) -> None:
+    job_name = to_vertex(api, spec)
+    [job] = api.made["jobs"]
+    name = plan_submission(spec, find_window(spec), VERTEX).name
+    assert job_name == f"projects/my-project/locations/europe-west4/pipelineJobs/{name}"
+    assert job == {
+        "name": job_name,
+        "displayName": name,
+        "pipelineSpec": next(yaml.safe_load_all(VERTEX.read_text())),
+        "runtimeConfig": {
+            "gcsOutputDirectory": "gs://artifacts/relex",
+            "parameterValues": {"spec": spec.model_dump_json(), "shards": 2},
+        },
+        "serviceAccount": "sa@my-project",
+    }
+
+
+@pytest.mark.parametrize(("submit", "kind"), TARGETS)
+def test_of_many_submitters_one_submits(submit: Target, kind: str, api: FakeApi, spec: RunSpec) -> None:
+    find_window(spec)
+    start, ids = threading.Barrier(3), []
+
+    def one() -> None:
+        start.wait()
+        ids.append(submit(api, spec))
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(ids), len(set(ids)), len(api.made[kind])) == (3, 1, 1)
+    assert submit(api, spec) == ids[0]
+    assert len(api.made[kind]) == 1
+
+
+def test_two_processes_submit_once(api: FakeApi, spec: RunSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({**spec_data(), "run_root": "run"}))
+    command = [sys.executable, "-m", "relex_kfp", "submit", "kfp", str(tmp_path / "spec.json")]
+    environment = {"KF_PIPELINES_ENDPOINT": api.url, "RELEX_PIPELINE": str(KUBERNETES)}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    shown = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], shown
+    [run] = api.made["runs"]
+    assert all(f"submitted as run {run['run_id']}" in text for text in shown)
+
+
+@pytest.mark.parametrize(("submit", "kind"), TARGETS)
+def test_another_spec_or_other_code_is_another_submission(
+    submit: Target, kind: str, api: FakeApi, spec: RunSpec, tmp_path: Path
+) -> None:
+    submit(api, spec)
+    submit(api, spec.model_copy(update={"decision": spec.decision.model_copy(update={"min_gain": 0.1})}))
+    other = tmp_path / "other.yaml"
+    compile_pipeline("vertex" if kind == "jobs" else "kubernetes", Settings("relex@sha256:" + "1" * 64), other)
+    submit(api, spec, other)
+    assert len(api.made[kind]) == 3
+
+
+@pytest.mark.parametrize(("submit", "kind"), TARGETS)
+def test_a_failed_submission_can_be_tried_again_at_once(submit: Target, kind: str, api: FakeApi, spec: RunSpec) -> None:
+    api.fail_with = [503, 400]
+    for error in (StorageError, SpecError):
+        with pytest.raises(error, match="as wished"):
+            submit(api, spec)
+    submit(api, spec)
+    assert len(api.made[kind]) == 1
+
+
+@pytest.mark.parametrize("submit", [to_kfp, to_vertex])
+def test_an_api_that_is_not_there_is_a_storage_error(submit: Target, spec: RunSpec) -> None:
+    with FakeApi() as gone:
+        pass
+    with pytest.raises(StorageError):
+        submit(gone, spec)
+
+
+def test_a_submitter_that_died_is_followed_by_one_other(tmp_path: Path) -> None:
+    store, runs = open_store(str(tmp_path)), []
+    lock = threading.Lock()
+
+    def find() -> str | None:
+        with lock:
+            return runs[0] if runs else None
+
+    def submit() -> str:
+        with lock:
+            runs.append(f"run-{len(runs)}")
+            return runs[-1]
+
+    store.create("submissions/a-00001.json", b'{"name": "a"}')  # and nothing after that
+    ids: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: ids.append(submit_once(store, "a", find, submit, patience=0.2)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (runs, ids) == (["run-0"], ["run-0"] * 4)
+
+
+def test_the_schedule_is_made_once_and_never_catches_up(api: FakeApi, spec: RunSpec) -> None:
+    cluster = Cluster(api.url, pipeline_root="gs://artifacts")
+    first = schedule(spec, KUBERNETES, cluster, shards=3)
+    assert schedule(spec, KUBERNETES, cluster, shards=3) == first
+    [made] = api.made["recurringruns"]
+    assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == (1, True, "ENABLE")
+    assert made["trigger"] == {"cron_schedule": {"cron": "0 */10 * * * *"}}
+    assert made["runtime_config"]["parameters"] == {"spec": spec.model_dump_json(), "shards": 3}
+    with pytest.raises(SpecError, match="has 5 fields"):
+        schedule(spec, KUBERNETES, cluster, cron="*/10 * * * *")
+
+
+def test_what_is_no_compiled_pipeline_is_refused(spec: RunSpec, tmp_path: Path) -> None:
+    (tmp_path / "text.yaml").write_text("hello")
+    for path in (tmp_path / "none.yaml", tmp_path / "text.yaml", tmp_path / "select.jsonl"):
+        with pytest.raises(SpecError, match="no compiled pipeline"):
+            plan_submission(spec, find_window(spec), path)
+
+
+def test_missing_settings_are_named(spec: RunSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({**spec_data(), "run_root": "run"}))
+    command = [sys.executable, "-m", "relex_kfp", "submit", "vertex", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "GOOGLE_CLOUD_PROJECT is not set" in done.stderr) == (2, True)
