@@ -39,7 +39,7 @@ from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, digest_of
 from relex_core.observe import layouts_for, observe, vouched
 from relex_core.spec import RunSpec
-from relex_core.storage import Store, open_store, read_bytes
+from relex_core.storage import PATCH_SUFFIX, Store, open_store, read_bytes
 
 log = logging.getLogger("relex")
 
@@ -125,7 +125,7 @@ def watch_key(spec: RunSpec) -> str:
 
 
 def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:
-    failures, news = 0, _News(spec)
+    failures, news, again = 0, _News(spec), options.capture
     while True:
         claim.require()
         try:
@@ -134,7 +134,10 @@ def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: 
                     claim.require()
                     clock.reset()
                     _capture(spec, step)
-            return find_window(spec)
+            manifest = find_window(spec)
+            if not again or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
+                return manifest
+            again = False  # a step came after the look for new ones: capture it, too
         except WindowNotReady as error:
             failures = 0
             clock.wait(f"{error.what}; waiting for {error.expected}", give_up=error)

@@ -15,7 +15,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -31,7 +31,9 @@ from relex_core.inspect import inspect_trajectory
 from relex_core.observe import observe
 from relex_core.spec import load_spec, resolve_layout
 from relex_core.storage import ObjectInfo
+from relex_core.storage.captured import CapturedSteps, CapturedStore
 from relex_core.storage.local import LocalStore
+from relex_core.storage.patches import MAGIC, Block, unpack
 from relex_core.storage.uri import absolute_uri
 from relex_core.tables import trajectory_text
 
@@ -302,3 +304,53 @@ def test_locations(uri: str) -> None:
         found = absolute_uri(uri, Path("/specs"))
         assert absolute_uri(found, Path("/")) == found
         assert ".." not in found.split("/")
+
+
+# --- captured steps ---------------------------------------------------------------------------------------------------
+
+CAPTURED_NAME = "step-000000000002.relexpatch"
+blocks = st.one_of(
+    st.tuples(st.sampled_from(["raw", "zstd", "patch", "same", "x"]), sizes, st.one_of(st.just(0), sizes)), anything
+)
+captured_files = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": names,
+        "size": sizes,
+        "crc32c": st.text(max_size=8),
+        "blocks": st.one_of(st.lists(blocks, max_size=3), anything),
+    },
+)
+indexes = st.fixed_dictionaries(
+    {"step": sizes, "source": st.just("s"), "layout": st.just("verl"), "depth": st.one_of(st.integers(0, 3), sizes)},
+    optional={
+        "parent": st.one_of(st.none(), st.just(CAPTURED_NAME), names),
+        "parent_crc32c": st.one_of(st.none(), st.text(max_size=8)),
+        "files": st.lists(captured_files, max_size=2),
+    },
+)
+
+
+@many
+@given(
+    st.binary(max_size=100),
+    st.one_of(st.binary(max_size=100), indexes.map(lambda value: json.dumps(value).encode())),
+    st.one_of(st.none(), sizes),
+)
+def test_captured_steps(body: bytes, text: bytes, length: int | None) -> None:
+    """Any body, any index, any claim about its length: what can be listed is read to its end."""
+    claimed = (len(text) if length is None else length % 2**64).to_bytes(8, "little")
+    with folder_of({CAPTURED_NAME: body + text + claimed + MAGIC}) as store, only_our_errors():
+        captured = CapturedStore(f"{store.uri}/{CAPTURED_NAME}", CapturedSteps(store))
+        for info in captured.list():
+            if info.size <= 2**22:
+                captured.read_into(info.name, info.generation, 0, memoryview(bytearray(info.size)))
+
+
+@many
+@given(st.binary(max_size=300), st.sampled_from(["raw", "zstd", "patch", "same"]), st.binary(max_size=300), sizes)
+def test_stored_blocks(data: bytes, kind: Literal["raw", "zstd", "patch", "same"], earlier: bytes, size: int) -> None:
+    """Unpacking never gives anything but a block of the promised size and checksum."""
+    with only_our_errors():
+        content = unpack(Block(kind, len(data), 0), data, earlier, size, "here")
+        assert len(content) == size

@@ -48,7 +48,7 @@ def test_one_listing_and_two_reads_a_header(tmp_path: Path, front: FaultyFront) 
     spec = uploaded(front, tmp_path, "verl")
     assert find_window(spec).steps == (1, 2, 3, 4, 5)
     kinds = Counter(request.kind for request in front.requests)
-    assert kinds["list"] == 2  # the trajectory's, and the base's
+    assert kinds["list"] == 3  # the trajectory's, the base's, and that of captured steps
     headers = [request for request in front.requests if request.key.startswith("model-")]
     assert {request.kind for request in headers} == {"read"}
     assert len(headers) == 2 * SHARDS * (STEPS + 1)
@@ -69,7 +69,7 @@ def test_the_second_look_costs_one_listing_and_no_read(tmp_path: Path, front: Fa
     spec = uploaded(front, tmp_path, "openrlhf", settle_seconds=0.01)
     assert find_window(spec).steps[-1] == STEPS
     kinds = Counter(request.kind for request in front.requests)
-    assert kinds["list"] == 3
+    assert kinds["list"] == 4
     assert kinds["read"] == (2 * SHARDS + len(COMPANIONS)) * (STEPS + 1)
 
 

@@ -72,7 +72,9 @@ def test_the_layout_that_has_weights_wins_and_the_deeper_one_among_several() -> 
 
 
 def test_a_step_whose_weights_are_still_to_come_has_the_layout_that_it_begins_like() -> None:
-    assert found("global_step_1/actor/model_world_size_1_rank_0.pt", "global_step_1/data.pt") == {1: "verl"}
+    assert found("global_step_1/actor/model_world_size_1_rank_0.pt", "global_step_1/data.pt") == {
+        1: "verl, FSDP shards"
+    }
     assert found("global_step_1/policy/config.json", "global_step_1/data.pt") == {1: "SkyRL"}
     assert found("global_step_1/trainer_state.pt") == {1: "RELEX authors"}
     assert found("step_7/config.json") == {7: "prime-rl"}
