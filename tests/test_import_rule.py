@@ -41,10 +41,15 @@ ORDER = (
     "fit.artifact",
     "plan",
     "fit",
-    "recipes",
     "forecast",
+    "mixes",
+    "guidance",
+    "recipes",
     "candidate",
     "dry_run",
+    "spatial",
+    "mixing",
+    "spatial_rank",
     "extrapolate",
     "evaluate",
     "decide",
@@ -61,7 +66,8 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
-    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
+    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "forecast.__init__", "forecast.measures"),
+    *("forecast.results", "forecast.names", "mixes", "guidance", "recipes", "candidate"),
     *("dry_run", "report.__init__", "run", "tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
