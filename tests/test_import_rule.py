@@ -42,6 +42,7 @@ ORDER = (
     "plan",
     "fit",
     "forecast",
+    "probe",
     "mixes",
     "guidance",
     "recipes",
@@ -57,6 +58,7 @@ ORDER = (
     "run",
     "targets",
     "tables",
+    "forecast_tables",
     "demo",
     "cli",
     "__main__",
@@ -67,13 +69,22 @@ BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *("plan", "fit.__init__", "fit.artifact", "fit.columns", "forecast.__init__", "forecast.measures"),
-    *("forecast.results", "forecast.names", "mixes", "guidance", "recipes", "candidate"),
-    *("dry_run", "report.__init__", "run", "tables", "demo.__init__", "cli"),
+    *(
+        "forecast.results",
+        "forecast.names",
+        "probe.__init__",
+        "probe.ranges",
+        "mixes",
+        "guidance",
+        "recipes",
+        "candidate",
+    ),
+    *("dry_run", "report.__init__", "run", "tables", "forecast_tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 
 # With numpy and scipy, but without torch: deciding and reporting run on small machines.
-LIGHT = ("decide", "evaluate.__init__", "forecast", "report")
+LIGHT = ("decide", "evaluate.__init__", "forecast", "probe", "report")
 NOT_LIGHT = {"torch", "transformers"}
 
 ORCHESTRATORS = {"kfp", "airflow"}
