@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,8 +14,9 @@ from relex_core.checkpoints.checkpoint import CONFIG, INDEX
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import ObjectNotFound
 from relex_core.fit import FitArtifact
+from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest, digest_of
-from relex_core.recipes import Recipe
+from relex_core.recipes import GUIDED, Recipe
 from relex_core.spec import CandidatesSpec
 from relex_core.storage import Store, open_store, read_bytes, write_bytes
 
@@ -33,6 +34,14 @@ class Candidate(BaseModel):
     scale: float | None
     alpha: float | None
     count: int | None
+    spatial_rank: int | str | None = None
+    """Singular vectors kept of each matrix of the direction; null: all."""
+    spatial_ranks: dict[str, int] = {}
+    """The same by tensor, where it cuts something."""
+    drift_shares: dict[str, float] = {}
+    """φ by module type, from the forecast, where the weights depend on it."""
+    predictors: dict[str, str] = {}
+    """What `auto` did, by module type."""
     window_digest: str
     base_digest: str
     fit_key: str
@@ -53,6 +62,12 @@ class Output:
     """Below the run root."""
     dtypes: Mapping[str, str]
     """Of the written tensors."""
+    spatial_ranks: Mapping[str, int] = field(default_factory=dict)
+    """Of the matrices whose direction is cut."""
+    drift_shares: Mapping[str, float] = field(default_factory=dict)
+    """φ by module type, if the weights depend on it."""
+    predictors: Mapping[str, str] = field(default_factory=dict)
+    """What `auto` does, by module type."""
 
 
 def output_dtypes(spec: CandidatesSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> dict[str, str]:
@@ -67,18 +82,31 @@ def output_dtypes(spec: CandidatesSpec, manifest: WindowManifest, base_dtypes: M
     return dtypes
 
 
-def plan_output(recipe: Recipe, manifest: WindowManifest, fit: FitArtifact, dtypes: Mapping[str, str]) -> Output:
+def plan_output(
+    recipe: Recipe,
+    manifest: WindowManifest,
+    fit: FitArtifact,
+    dtypes: Mapping[str, str],
+    guidance: Guidance | None,
+    spatial_ranks: Mapping[str, int],
+) -> Output:
     """Where a candidate goes, and the digest that tells a finished one from another under the same name."""
+    used = guidance if guidance is not None and recipe.method in GUIDED else Guidance()
+    predictors = used.predictors if recipe.method == "auto" else {}
     key = digest_of(
         {
             "recipe": asdict(recipe),
             "window": manifest.digest,
             "fit": fit.fit_key,
             "dtypes": dict(dtypes),
+            "spatial_ranks": dict(spatial_ranks),
+            "drift_shares": dict(used.drift_shares),
+            "predictors": dict(predictors),
             "version": __version__,
         }
     )
-    return Output(recipe, key, layout.candidate(recipe.name), dtypes)
+    folder = layout.candidate(recipe.name)
+    return Output(recipe, key, folder, dtypes, spatial_ranks, used.drift_shares, predictors)
 
 
 def finished_candidate(store: Store, output: Output) -> Candidate | None:
@@ -137,6 +165,9 @@ def write_provenance(
     candidate = Candidate(
         name=output.recipe.name,
         **asdict(output.recipe),
+        spatial_ranks=dict(output.spatial_ranks),
+        drift_shares=dict(output.drift_shares),
+        predictors=dict(output.predictors),
         window_digest=manifest.digest,
         base_digest=digest_of(manifest.base.model_dump(mode="json")),
         fit_key=fit.fit_key,

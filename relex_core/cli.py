@@ -25,7 +25,7 @@ from relex_core.errors import RelexError, SpecError
 from relex_core.storage.uri import absolute_uri
 
 if TYPE_CHECKING:
-    from relex_core.spec import RunSpec
+    from relex_core.spec import LayoutSpec, RunSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,9 +119,15 @@ def demo(out: str, task: str, truth: bool, seed: int, as_json: bool) -> None:
 @click.option("--step-folder", metavar="NAME", help='Name of a step folder, with {step} for the step: "iter_{step}".')
 @click.option("--weights", metavar="FOLDER", default="", help="Folder of the weights inside a step folder.")
 @click.option("--marker", metavar="FILE", default="", help="File that the trainer writes last into a step folder.")
+@click.option("--probe", is_flag=True, help="Forecast from a sample of the weights; needs --base.")
+@click.option("--base", metavar="URI", help="The model that the run started from.")
+@click.option("--fraction", type=float, default=0.01, show_default=True, help="Of the weights; more of small tensors.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of weights.")
 @json_option
 @stage
-def inspect(uri: str, step_folder: str | None, weights: str, marker: str, as_json: bool) -> None:
+def inspect(
+    uri: str, step_folder: str | None, weights: str, marker: str, probe: bool, as_json: bool, **sampling: Any
+) -> None:
     """Show which steps lie in a trajectory, which are complete, and which not and why.
 
     The layouts of known trainers are recognised; --step-folder tries one of your own, as `layout` of a spec says it.
@@ -133,8 +139,21 @@ def inspect(uri: str, step_folder: str | None, weights: str, marker: str, as_jso
     if step_folder is None and (weights or marker):
         raise click.UsageError("--weights and --marker need --step-folder")
     layout = None if step_folder is None else resolve_layout(step_folder, weights, marker)
+    if probe:
+        _probe(_location(uri), layout, as_json=as_json, **sampling)
+        return
     report = inspect_trajectory(_location(uri), layout)
     _print(report.model_dump(mode="json"), lambda: trajectory_text(report), as_json)
+
+
+def _probe(uri: str, layout: LayoutSpec | None, *, base: str | None, as_json: bool, **sampling: Any) -> None:
+    from relex_core.forecast_tables import probe_text
+    from relex_core.probe import probe
+
+    if base is None:
+        raise click.UsageError("--probe needs --base")
+    found = probe(uri, _location(base), layout=layout, **sampling)
+    _print(found.model_dump(mode="json"), lambda: probe_text(found), as_json)
 
 
 @main.command()
@@ -275,7 +294,7 @@ def merge(run: str, as_json: bool) -> None:
 def forecast(run: str, as_json: bool) -> None:
     """What extrapolation can be expected to do, from the fit alone: held-out skill, drift, advice."""
     from relex_core.forecast import forecast as forecast_fit
-    from relex_core.tables import forecast_text
+    from relex_core.forecast_tables import forecast_text
 
     found = forecast_fit(run)
     _print(found.model_dump(mode="json"), lambda: forecast_text(found), as_json)

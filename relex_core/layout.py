@@ -7,6 +7,8 @@ RUN/
   fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
   fit/gram.safetensors           all Gram matrices
   fit/fit.json                   marker of fit
+  forecast.json                  held-out skill, null model, advice
+  spatial.json                   spatial rank of each matrix, by the noise edge
   candidates/<name>/             a complete Hugging Face checkpoint
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
@@ -23,6 +25,7 @@ from __future__ import annotations
 SPEC = "spec.json"
 WINDOW = "window.json"
 FORECAST = "forecast.json"
+SPATIAL = "spatial.json"
 GRAM = "fit/gram.safetensors"
 FIT = "fit/fit.json"
 DECISION = "decision.json"

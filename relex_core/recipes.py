@@ -1,34 +1,25 @@
-"""Candidates as recipes: every one is the base plus a linear mix of stored directions and observed deltas.
-
-    W = W_0 + Σ_j a_j · D_j + Σ_t b_t · Δ_t          D_j: stored column j; Δ_t = W_t − W_0, t observed
-
-A recipe says, for one tensor's fit, what the a_j and b_t are. Imports no torch.
-"""
+"""Candidates as recipes: which ones a spec asks for, what they are called, and which mix each is. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from relex_core import mixes
 from relex_core.errors import SpecError
-from relex_core.fit.artifact import FitArtifact, TensorFit
-from relex_core.fit.columns import average_column, rank_columns, trend_columns
+from relex_core.fit.artifact import FitArtifact
+from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
-from relex_core.spec import CandidatesSpec, RunSpec
+from relex_core.mixes import Mix
+from relex_core.spec import CandidatesSpec, RunSpec, SpatialRank
 
-DEFAULT_HORIZONS = (2, 4, 6)
-"""Target steps in multiples of T_cut, where the spec names none."""
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Coefficients for one tensor; what is not named has none."""
-
-    columns: Mapping[str, float] = field(default_factory=dict)
-    """a_j by stem of the stored column."""
-    observed: Mapping[int, float] = field(default_factory=dict)
-    """b_t by observed step."""
+GUIDED = ("calibrated", "drift", "auto")
+"""Methods that take something from the forecast."""
+ALONG_THE_DIRECTION = ("relex", "pinned", "calibrated")
+"""Methods whose direction may be cut to a spatial rank."""
+NEED_A_LINE = ("pinned", "calibrated", "auto")
+"""Baselines that need fit.basis: rank."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,8 @@ class Recipe:
     """Factor of the observed displacement (ExPO, first update)."""
     count: int | None = None
     """Checkpoints averaged."""
+    spatial_rank: SpatialRank | None = None
+    """Singular vectors kept of each matrix of the direction; None: all."""
 
     @property
     def name(self) -> str:
@@ -56,11 +49,30 @@ class Recipe:
             parts.append(f"step{self.target_step:05d}")
         if self.scale is not None:
             parts.append(f"scale{_number(self.scale, 2)}")
+        if self.spatial_rank is not None:
+            parts.append(f"srank{self.spatial_rank}")
         return "-".join(parts)
 
-    def mix(self, fit: FitArtifact, tensor: TensorFit) -> Mix:
-        """What this candidate adds to the base in one tensor; nothing, if the tensor never moved."""
-        return METHODS[self.method](self, fit, tensor) if tensor.moved else Mix()
+    def mix(self, fit: FitArtifact, name: str, guidance: Guidance | None = None) -> Mix:
+        """What this candidate adds to the base in one tensor; nothing, if the tensor never moved.
+
+        Args:
+            name: of the tensor.
+            guidance: for the methods of GUIDED.
+        """
+        return METHODS[self.method](self, fit, name, guidance or Guidance()) if fit.tensors[name].moved else Mix()
+
+    @property
+    def target(self) -> int:
+        assert self.target_step is not None
+        return self.target_step
+
+    @property
+    def factor(self) -> float:
+        """Scale or alpha."""
+        value = self.alpha if self.scale is None else self.scale
+        assert value is not None
+        return value
 
 
 def _number(value: float, digits: int = 0) -> str:
@@ -69,76 +81,19 @@ def _number(value: float, digits: int = 0) -> str:
     return fixed if float(fixed) == value else repr(value)
 
 
-def _trend(fit: FitArtifact, step: int, scale: float) -> Mix:
-    """Every weight's own line at one step."""
-    from relex_core.fit.basis import trend_coefficients  # numpy; not needed to name candidates
-
-    values = trend_coefficients(fit.steps, fit.degree, step)
-    return Mix({name: scale * value for name, value in zip(trend_columns(fit.degree), values, strict=True)})
-
-
-def _relex(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """Ŵ(τ, s) = W_0 + s Σ_i (slope_i τ + intercept_i) v_i, the paper's method; or a line for every weight."""
-    assert recipe.target_step is not None and recipe.scale is not None
-    if fit.basis == "per_parameter":
-        return _trend(fit, recipe.target_step, recipe.scale)
-    names = rank_columns(len(tensor.components))
-    return Mix(
-        {name: recipe.scale * c.at(recipe.target_step) for name, c in zip(names, tensor.components, strict=True)}
-    )
-
-
-def _reconstruction(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """An observed step rebuilt from its own coefficients: rank-r denoising, no horizon."""
-    assert recipe.target_step is not None
-    if fit.basis == "per_parameter":
-        return _trend(fit, recipe.target_step, 1.0)
-    row = fit.steps.index(recipe.target_step)
-    names = rank_columns(len(tensor.components))
-    return Mix({name: c.coefficients[row] for name, c in zip(names, tensor.components, strict=True)})
-
-
-def _pinned(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """W_T + s Σ_i (c_i(τ) − c_i(t_T)) v_i: the line, moved to go through the last observed checkpoint."""
-    assert recipe.target_step is not None and recipe.scale is not None
-    last = fit.steps[-1]
-    names = rank_columns(len(tensor.components))
-    gains = [c.at(recipe.target_step) - c.at(last) for c in tensor.components]
-    return Mix({n: recipe.scale * gain for n, gain in zip(names, gains, strict=True)}, {last: 1.0})
-
-
-def _weight_extrapolation(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """W_0 + (τ / t_T) (W_T − W_0)."""
-    assert recipe.target_step is not None
-    return Mix(observed={fit.steps[-1]: recipe.target_step / fit.steps[-1]})
-
-
-def _expo(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """W_T + α (W_T − W_0)."""
-    assert recipe.alpha is not None
-    return Mix(observed={fit.steps[-1]: 1.0 + recipe.alpha})
-
-
-def _first_update(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """W_0 + α (W_1 − W_0)."""
-    assert recipe.alpha is not None
-    return Mix(observed={fit.steps[0]: recipe.alpha})
-
-
-def _trailing_average(recipe: Recipe, fit: FitArtifact, tensor: TensorFit) -> Mix:
-    """The mean of the last k checkpoints."""
-    assert recipe.count is not None
-    return Mix({average_column(recipe.count): 1.0})
-
-
-METHODS: dict[str, Callable[[Recipe, FitArtifact, TensorFit], Mix]] = {
-    "relex": _relex,
-    "reconstruction": _reconstruction,
-    "pinned": _pinned,
-    "weight_extrapolation": _weight_extrapolation,
-    "expo": _expo,
-    "first_update": _first_update,
-    "trailing_average": _trailing_average,
+METHODS: dict[str, Callable[[Recipe, FitArtifact, str, Guidance], Mix]] = {
+    "relex": lambda r, fit, name, _: mixes.line(fit, fit.tensors[name], r.target, r.factor),
+    "reconstruction": lambda r, fit, name, _: mixes.reconstruction(fit, fit.tensors[name], r.target),
+    "pinned": lambda r, fit, name, _: mixes.pinned(fit, fit.tensors[name], r.target, r.factor),
+    "calibrated": lambda r, fit, name, g: mixes.calibrated(fit, fit.tensors[name], r.target, g.drift_share(name)),
+    "drift": lambda r, fit, name, g: mixes.drift(fit, r.target, g.drift_share(name)),
+    "auto": lambda r, fit, name, g: mixes.predicted(
+        g.predictor(name), fit, fit.tensors[name], r.target, g.drift_share(name)
+    ),
+    "weight_extrapolation": lambda r, fit, _n, _: mixes.multiple(fit.steps[-1], r.target / fit.steps[-1]),
+    "expo": lambda r, fit, _n, _: mixes.multiple(fit.steps[-1], 1.0 + r.factor),
+    "first_update": lambda r, fit, _n, _: mixes.multiple(fit.steps[0], r.factor),
+    "trailing_average": lambda r, fit, _n, _: mixes.average(fit, r.count or 1),
 }
 
 
@@ -159,7 +114,7 @@ def candidate_recipes(
         basis: of the fit.
 
     Raises:
-        SpecError: a reconstruction of a step that was not observed, or a pinned line without a rank-1 line.
+        SpecError: a reconstruction of a step that was not observed, or what needs a rank-1 line without one.
     """
     for step in spec.reconstruction_steps:
         if step not in steps:
@@ -167,26 +122,36 @@ def candidate_recipes(
                 f"candidates.reconstruction_steps: step {step} was not observed",
                 expected=f"some of {', '.join(map(str, steps))}",
             )
-    if "pinned" in spec.baselines and basis != "rank":
-        raise SpecError("candidates.baselines: pinned needs fit.basis: rank")
-    targets = spec.target_steps or tuple(factor * t_cut for factor in DEFAULT_HORIZONS)
-    recipes = [*relex_recipes(targets, spec.scales)]
+    for baseline in spec.baselines:
+        if baseline in NEED_A_LINE and basis != "rank":
+            raise SpecError(f"candidates.baselines: {baseline} needs fit.basis: rank")
+    if spec.spatial_ranks != ("full",) and basis != "rank":
+        raise SpecError("candidates.spatial_ranks needs fit.basis: rank")
+    targets = spec.targets(t_cut)
+    recipes = [*relex_recipes(targets, spec.scales, spec.spatial_ranks)]
     recipes += [Recipe("reconstruction", target_step=step) for step in spec.reconstruction_steps]
     for baseline in spec.baselines:
         recipes += _baseline(baseline, spec, targets, steps, averages)
     return list(dict.fromkeys(recipes))
 
 
-def relex_recipes(targets: Sequence[int], scales: Sequence[float]) -> list[Recipe]:
-    """RELEX candidates for every target step and scale, each once.
+def relex_recipes(
+    targets: Sequence[int], scales: Sequence[float], spatial_ranks: Sequence[SpatialRank] = ("full",)
+) -> list[Recipe]:
+    """RELEX candidates for every target step, scale and spatial rank, each once.
 
     Raises:
         SpecError: a scale is not a finite number.
     """
     if not all(map(math.isfinite, scales)):
         raise SpecError(f"scales must be finite numbers, got {', '.join(map(str, scales))}")
-    pairs = dict.fromkeys((target, scale) for target in targets for scale in scales)
-    return [Recipe("relex", target_step=target, scale=scale) for target, scale in pairs]
+    ranks = list(map(_kept, spatial_ranks))
+    recipes = [Recipe("relex", t, s, spatial_rank=rank) for t in targets for s in scales for rank in ranks]
+    return list(dict.fromkeys(recipes))
+
+
+def _kept(rank: SpatialRank) -> SpatialRank | None:
+    return None if rank == "full" else rank
 
 
 def choose_recipes(recipes: Sequence[Recipe], names: Sequence[str]) -> list[Recipe]:
@@ -210,13 +175,27 @@ def _baseline(
     name: str, spec: CandidatesSpec, targets: Sequence[int], steps: Sequence[int], averages: Sequence[int]
 ) -> Iterator[Recipe]:
     ahead = [target for target in targets if target > steps[-1]]  # at or before t_T these are observed checkpoints
+    ranks = list(map(_kept, spec.spatial_ranks))
     if name == "trailing_average":
         yield from (Recipe(name, count=count) for count in averages)
-    elif name == "weight_extrapolation":
+    elif name in ("weight_extrapolation", "drift", "auto"):
         yield from (Recipe(name, target_step=target) for target in ahead)
     elif name == "first_update":
         yield from (Recipe(name, alpha=target / steps[0]) for target in targets)
     elif name == "expo":
         yield from (Recipe(name, alpha=alpha) for alpha in spec.expo_alphas)
     elif name == "pinned":
-        yield from (Recipe(name, target_step=target, scale=scale) for target in ahead for scale in spec.scales)
+        yield from (Recipe(name, t, s, spatial_rank=rank) for t in ahead for s in spec.scales for rank in ranks)
+    elif name == "calibrated":
+        yield from (Recipe(name, t, spatial_rank=rank) for t in ahead for rank in ranks)
+
+
+def worth_writing(recipes: Sequence[Recipe], guidance: Guidance | None) -> list[Recipe]:
+    """Without those of `auto` that say nothing new: copies of the last observed checkpoint, or of one another."""
+    kept: list[Recipe] = []
+    for recipe in recipes:
+        again = any(other.method == "auto" for other in kept)
+        stale = guidance is not None and (guidance.holds or (guidance.stays and again))
+        if recipe.method != "auto" or not stale:
+            kept.append(recipe)
+    return kept

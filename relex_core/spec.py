@@ -36,7 +36,18 @@ from relex_core.errors import SpecError
 from relex_core.storage.uri import absolute_uri, join_uri
 from relex_core.yaml_text import DuplicateKey, parse_json, parse_yaml
 
-Baseline = Literal["last_observed", "trailing_average", "weight_extrapolation", "first_update", "expo", "pinned"]
+Baseline = Literal[
+    "last_observed",
+    "trailing_average",
+    "weight_extrapolation",
+    "first_update",
+    "expo",
+    "pinned",
+    "calibrated",
+    "drift",
+    "auto",
+]
+SpatialRank = Annotated[int, Field(ge=1)] | Literal["full", "auto"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
 Step = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -162,6 +173,10 @@ class FitSpec(Section):
         return self
 
 
+DEFAULT_HORIZONS = (2, 4, 6)
+"""Target steps in multiples of T_cut, where the spec names none."""
+
+
 class CandidatesSpec(Section):
     """Which checkpoints are written."""
 
@@ -171,6 +186,9 @@ class CandidatesSpec(Section):
     """Factors on the whole displacement; 1.0 is the paper."""
     baselines: tuple[Baseline, ...] = ("last_observed",)
     """What RELEX is compared with."""
+    spatial_ranks: Annotated[tuple[SpatialRank, ...], Field(min_length=1)] = ("full",)
+    """Singular vectors kept of each matrix of the direction, in relex, pinned and calibrated: `full` keeps all of them,
+    `auto` as many as stand out of the noise."""
     reconstruction_steps: tuple[Step, ...] = ()
     """Observed steps to rebuild from the direction alone (rank-1 denoising, no horizon)."""
     expo_alphas: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (0.5,)
@@ -179,6 +197,10 @@ class CandidatesSpec(Section):
     """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
     keep: Literal["winner", "all"] = "winner"
     """After the decision, delete the losers, or keep all. Without evaluation all are kept."""
+
+    def targets(self, t_cut: int) -> tuple[int, ...]:
+        """Target steps, the default ones included."""
+        return self.target_steps or tuple(factor * t_cut for factor in DEFAULT_HORIZONS)
 
 
 class HubSpec(Section):

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from relex_core.dry_run import RunPlan
 from relex_core.fit.artifact import FitArtifact
-from relex_core.forecast import Forecast
 from relex_core.inspect import StepReport, TrajectoryReport
 from relex_core.manifest import WindowManifest
 from relex_core.report import ReportFiles
@@ -128,24 +127,6 @@ def fit_text(artifact: FitArtifact) -> str:
         ("peak memory", size_text(artifact.peak_rss_bytes)),
     ]
     return table_text(("fit", ""), rows)
-
-
-def forecast_text(forecast: Forecast) -> str:
-    advice, null = forecast.advice, forecast.model.null
-    limit = "none" if advice.horizon_limit is None else f"{advice.horizon_limit} steps after the window"
-    rows = [
-        ("is extrapolation worthwhile?", advice.worthwhile),
-        ("best predictor in the window", advice.predictor),
-        ("horizon with measured skill", limit),
-        ("drift share φ", _share(null.drift_share)),
-        (
-            "explained variance, and a walk's",
-            f"{_share(null.explained_variance)}, {_share(null.walk_explained_variance)}",
-        ),
-        ("R², and a walk's", f"{_share(null.r_squared)}, {_share(null.walk_r_squared)}"),
-    ]
-    reasons = "\n".join(f"- {reason}" for reason in advice.reasons)
-    return f"{table_text(('forecast', ''), rows)}\n\n{reasons}\n{advice.caveat}"
 
 
 def _share(value: float | None) -> str:

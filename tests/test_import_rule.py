@@ -41,10 +41,16 @@ ORDER = (
     "fit.artifact",
     "plan",
     "fit",
-    "recipes",
     "forecast",
+    "probe",
+    "mixes",
+    "guidance",
+    "recipes",
     "candidate",
     "dry_run",
+    "spatial",
+    "mixing",
+    "spatial_rank",
     "extrapolate",
     "evaluate",
     "decide",
@@ -57,6 +63,7 @@ ORDER = (
     "run",
     "targets",
     "tables",
+    "forecast_tables",
     "demo",
     "cli",
     "__main__",
@@ -66,25 +73,24 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
-    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "recipes", "candidate"),
+    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "forecast.__init__", "forecast.measures"),
     *(
-        "dry_run",
-        "publish",
-        "notify",
-        "gate",
-        "stages",
-        "engines",
-        "report.__init__",
-        "run",
-        "tables",
-        "demo.__init__",
-        "cli",
+        "forecast.results",
+        "forecast.names",
+        "probe.__init__",
+        "probe.ranges",
+        "mixes",
+        "guidance",
+        "recipes",
+        "candidate",
     ),
+    *("dry_run", "publish", "notify", "gate", "stages", "engines"),
+    *("report.__init__", "run", "tables", "forecast_tables", "demo.__init__", "cli"),
 )
 NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
 
 # With numpy and scipy, but without torch: deciding and reporting run on small machines.
-LIGHT = ("decide", "evaluate.__init__", "forecast", "report")
+LIGHT = ("decide", "evaluate.__init__", "forecast", "probe", "report")
 NOT_LIGHT = {"torch", "transformers"}
 
 ORCHESTRATORS = {"kfp", "airflow"}

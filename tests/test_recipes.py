@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from relex_core.errors import SpecError
 from relex_core.fit.artifact import Component, FitArtifact, Summary, TensorFit
 from relex_core.fit.basis import trend_basis
-from relex_core.recipes import Mix, Recipe, candidate_recipes, relex_recipes
+from relex_core.forecast.predictors import predictors
+from relex_core.guidance import Guidance
+from relex_core.mixes import Mix
+from relex_core.recipes import Recipe, candidate_recipes, relex_recipes, worth_writing
 from relex_core.spec import CandidatesSpec
 
 STEPS = (2, 4, 8)
@@ -86,8 +90,12 @@ def applied(mix: Mix, columns: dict[str, np.ndarray] = DIRECTIONS) -> np.ndarray
     return weights
 
 
+SHARE = 0.4
+GUIDANCE = Guidance(drift_shares={"mlp": SHARE, "head": 0.9}, predictors={"mlp": "drift"}, modules={"w": "mlp"})
+
+
 def weights_of(recipe: Recipe, fit: tuple[FitArtifact, TensorFit] = RANK_1) -> np.ndarray:
-    return applied(recipe.mix(*fit))
+    return applied(recipe.mix(fit[0], "w", GUIDANCE))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, 0.0, -1.0])
@@ -140,13 +148,72 @@ def test_pinned_line_goes_through_the_last_observed_checkpoint(scale: float) -> 
     np.testing.assert_allclose(at_the_end, OBSERVED[-1], rtol=1e-12)
 
 
+def test_the_drift_step_goes_on_by_the_drift_share_of_the_tensor_s_module_type() -> None:
+    got = weights_of(Recipe("drift", target_step=20))
+    np.testing.assert_allclose(got, OBSERVED[-1] + SHARE * (20 - 8) / 8 * DELTAS[-1], rtol=1e-12)
+
+
+def test_calibrated_is_the_coefficient_to_expect_under_walk_and_drift() -> None:
+    steps, walk = np.array(STEPS), 3.0
+    square = SHARE * walk / ((1 - SHARE) * STEPS[-1])  # φ = t d² / (t d² + σ²)
+    u = np.array(RANK_1[1].coefficients)
+    ahead, now = (u @ (np.minimum(steps, t) * walk + steps * t * square) for t in (20, 8))
+    got = weights_of(Recipe("calibrated", target_step=20))
+    np.testing.assert_allclose(got, BASE + u[-1] * ahead / now * V1, rtol=1e-12)
+    both = weights_of(Recipe("calibrated", target_step=20), RANK_2)
+    np.testing.assert_allclose(both, BASE + (1 + SHARE * 12 / 8) * (1.9 * V1 + 0.1 * V2), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "same"),
+    [
+        ("hold", Recipe("expo", alpha=0.0)),
+        ("relex-scale0.75", Recipe("relex", target_step=20, scale=0.75)),
+        ("reconstruction", Recipe("reconstruction", target_step=8)),
+        ("pinned", Recipe("pinned", target_step=20, scale=1.0)),
+        ("calibrated", Recipe("calibrated", target_step=20)),
+        ("drift", Recipe("drift", target_step=20)),
+        ("weight_extrapolation", Recipe("weight_extrapolation", target_step=20)),
+        ("trailing_average_2", Recipe("trailing_average", count=2)),
+    ],
+)
+def test_auto_does_what_the_chosen_predictor_does(predictor: str, same: Recipe) -> None:
+    guidance = replace(GUIDANCE, predictors={"mlp": predictor, "head": "hold"})
+    artifact, _ = RANK_1
+    assert Recipe("auto", target_step=20).mix(artifact, "w", guidance) == same.mix(artifact, "w", GUIDANCE)
+
+
+def test_auto_knows_every_predictor_of_the_forecast() -> None:
+    artifact, _ = RANK_1
+    for name in predictors(averages=(2, 3)):
+        assert Recipe("auto", target_step=20).mix(artifact, "w", replace(GUIDANCE, predictors={"mlp": name})) != Mix()
+
+
+def test_an_average_that_is_not_stored_is_mixed_from_the_checkpoints() -> None:
+    guidance = replace(GUIDANCE, predictors={"mlp": "trailing_average_3"})
+    got = applied(Recipe("auto", target_step=20).mix(RANK_1[0], "w", guidance))
+    np.testing.assert_allclose(got, OBSERVED.mean(axis=0), rtol=1e-12)
+
+
+def test_auto_is_written_only_where_it_says_something_new() -> None:
+    recipes = [Recipe("auto", target_step=step) for step in (20, 40)] + [Recipe("drift", target_step=20)]
+
+    def written(*choices: str) -> list[str]:
+        guidance = Guidance(predictors={f"type{row}": name for row, name in enumerate(choices)})
+        return [recipe.name for recipe in worth_writing(recipes, guidance)]
+
+    assert written("hold", "hold") == ["drift-step00020"]
+    assert written("hold", "trailing_average_5") == ["auto-step00020", "drift-step00020"]
+    assert written("hold", "pinned") == ["auto-step00020", "auto-step00040", "drift-step00020"]
+
+
 @pytest.mark.parametrize("degree", [1, 2])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_per_parameter_is_a_least_squares_line_for_every_weight(degree: int, scale: float) -> None:
     basis = trend_basis(STEPS, degree)
     columns = dict(zip(basis.names, basis.mixing.T @ DELTAS, strict=True))
     fit = fit_of(component((0.0,), 0.0, 0.0), basis="per_parameter", degree=degree)
-    got = applied(Recipe("relex", target_step=20, scale=scale).mix(*fit), columns)
+    got = applied(Recipe("relex", target_step=20, scale=scale).mix(fit[0], "w"), columns)
     oracle = [np.polyval(np.polyfit(STEPS, delta, degree), 20) for delta in DELTAS.T]
     np.testing.assert_allclose(got, BASE + scale * np.array(oracle), rtol=1e-9)
 
@@ -161,11 +228,15 @@ def test_per_parameter_is_a_least_squares_line_for_every_weight(degree: int, sca
         Recipe("expo", alpha=0.5),
         Recipe("first_update", alpha=10.0),
         Recipe("trailing_average", count=2),
+        Recipe("calibrated", target_step=20),
+        Recipe("drift", target_step=20),
+        Recipe("auto", target_step=20),
     ],
 )
 def test_a_tensor_that_never_moved_stays_the_base(recipe: Recipe) -> None:
     artifact, tensor = RANK_1
-    assert recipe.mix(artifact, tensor.model_copy(update={"moved": False})) == Mix()
+    frozen = artifact.model_copy(update={"tensors": {"w": tensor.model_copy(update={"moved": False})}})
+    assert recipe.mix(frozen, "w", GUIDANCE) == Mix()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +252,11 @@ def test_a_tensor_that_never_moved_stays_the_base(recipe: Recipe) -> None:
         (Recipe("reconstruction", target_step=75), "reconstruction-step00075"),
         (Recipe("expo", alpha=0.5), "expo-alpha0.5"),
         (Recipe("pinned", target_step=500, scale=0.5), "pinned-step00500-scale0.50"),
+        (Recipe("calibrated", target_step=500), "calibrated-step00500"),
+        (Recipe("drift", target_step=500), "drift-step00500"),
+        (Recipe("auto", target_step=500), "auto-step00500"),
+        (Recipe("relex", target_step=500, scale=1.0, spatial_rank=4), "relex-step00500-scale1.00-srank4"),
+        (Recipe("calibrated", target_step=500, spatial_rank="auto"), "calibrated-step00500-srankauto"),
     ],
 )
 def test_names_are_those_of_the_contract(recipe: Recipe, name: str) -> None:
@@ -238,6 +314,27 @@ def test_the_spec_s_candidates_in_a_fixed_order() -> None:
     ]
 
 
+def test_predictors_and_spatial_ranks() -> None:
+    everything = recipes(
+        target_steps=(4, 20),
+        spatial_ranks=("full", 4, "auto"),
+        baselines=("pinned", "calibrated", "drift", "auto"),
+    )
+    suffixes = ("", "-srank4", "-srankauto")
+    assert everything == [
+        *(f"relex-step{step:05d}-scale1.00{suffix}" for step in (4, 20) for suffix in suffixes),
+        *(f"pinned-step00020-scale1.00{suffix}" for suffix in suffixes),
+        *(f"calibrated-step00020{suffix}" for suffix in suffixes),
+        "drift-step00020",
+        "auto-step00020",
+    ]
+
+
+def test_spatial_ranks_need_a_direction() -> None:
+    with pytest.raises(SpecError, match="spatial_ranks needs"):
+        recipes(spatial_ranks=(4,), basis="per_parameter")
+
+
 def test_repeated_targets_and_scales_are_one_candidate() -> None:
     assert recipes(target_steps=(20, 20), scales=(1.0, 1.0)) == ["relex-step00020-scale1.00"]
 
@@ -248,6 +345,7 @@ def test_a_reconstruction_needs_an_observed_step() -> None:
     assert "2, 4, 8" in caught.value.expected
 
 
-def test_a_pinned_line_needs_a_direction() -> None:
-    with pytest.raises(SpecError, match="pinned needs"):
-        recipes(baselines=("pinned",), basis="per_parameter")
+@pytest.mark.parametrize("baseline", ["pinned", "calibrated", "auto"])
+def test_what_follows_the_direction_needs_one(baseline: str) -> None:
+    with pytest.raises(SpecError, match=f"{baseline} needs"):
+        recipes(baselines=(baseline,), basis="per_parameter")

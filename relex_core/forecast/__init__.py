@@ -11,6 +11,7 @@ of the Gram matrices and the steps. numpy is loaded by the first call. In the or
     eigen, cut, predictors, held_out   fits on the first k checkpoints, and their errors on the later ones
     skill, auto, expected, geometry, incidents
     groups, advice, build, results     the Forecast
+    figures                            its main numbers alone
 """
 
 from __future__ import annotations

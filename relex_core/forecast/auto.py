@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_core.forecast.held_out import HeldOut
-from relex_core.forecast.predictors import HOLD
+from relex_core.forecast.names import HOLD
 from relex_core.forecast.skill import fair_pairs, pooled
 
 FEWEST = 8

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_core.forecast.cut import Cut
-from relex_core.forecast.predictors import HOLD, Predictor, applies, coefficients, drift_factor
+from relex_core.forecast.names import HOLD
+from relex_core.forecast.predictors import Predictor, applies, coefficients, drift_factor
 from relex_core.forecast.window import Window
 
 

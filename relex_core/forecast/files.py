@@ -19,7 +19,6 @@ from relex_core.forecast.build import build
 from relex_core.forecast.predictors import AVERAGES, SCALES
 from relex_core.forecast.results import Forecast
 from relex_core.manifest import digest_of, load_manifest
-from relex_core.recipes import DEFAULT_HORIZONS
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
@@ -53,9 +52,8 @@ class Options(TypedDict):
 
 
 def _options(spec: RunSpec) -> Options:
-    targets = spec.candidates.target_steps or tuple(factor * spec.window.t_cut for factor in DEFAULT_HORIZONS)
     return {
-        "targets": tuple(targets),
+        "targets": spec.candidates.targets(spec.window.t_cut),
         "scales": tuple(dict.fromkeys((*spec.candidates.scales, *SCALES))),
         "averages": tuple(sorted({*spec.fit.trailing_averages, *AVERAGES})),
     }

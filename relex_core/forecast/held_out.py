@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_core.forecast.cut import Cut, cut_at
-from relex_core.forecast.predictors import RELEX, Predictor, applies, coefficients
+from relex_core.forecast.names import RELEX
+from relex_core.forecast.predictors import Predictor, applies, coefficients
 from relex_core.forecast.window import Window
 
 MOST_CUTS = 64

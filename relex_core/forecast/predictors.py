@@ -20,14 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from relex_core.forecast.cut import DIRECTION, LAST, Cut, average_feature
+from relex_core.forecast.names import HOLD
 
 Coefficients = Mapping[str, np.ndarray]
 """a_f by feature: "N J" or "1 J"."""
 Predictor = Callable[[Cut, np.ndarray], Coefficients]
 """From a fit and steps τ "J"."""
 
-HOLD = "hold"
-RELEX = "relex-scale1.00"
 SCALES = (1.0, 0.75, 0.5, 0.25)
 AVERAGES = (5, 10, 20, 40)
 
@@ -81,11 +80,6 @@ def predictors(scales: Sequence[float] = SCALES, averages: Sequence[int] = AVERA
     table |= {"reconstruction": _reconstruction, "pinned": _pinned, "calibrated": _calibrated, "drift": _drift}
     table["weight_extrapolation"] = _weight_extrapolation
     return table | {average_feature(length): _trailing_average(length) for length in averages}
-
-
-def extrapolates(name: str) -> bool:
-    """Whether the predictor moves with the target step."""
-    return name not in (HOLD, "reconstruction") and not name.startswith("trailing_average")
 
 
 def applies(name: str, cut: Cut) -> bool:

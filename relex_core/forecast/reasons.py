@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from relex_core.forecast.measures import Group
-from relex_core.forecast.predictors import RELEX, extrapolates
+from relex_core.forecast.names import RELEX, extrapolates
 from relex_core.forecast.results import Incidents
 
 FEWEST = 8

@@ -1,0 +1,79 @@
+"""Spatial rank: the top singular vectors of one matrix of a direction, and how many of them stand out of the noise.
+
+    A = Σ_i s_i x_i y_iᵀ  (a direction, reshaped to "m n")        cut to rank k: Σ_{i ≤ k} s_i x_i y_iᵀ
+
+By the eigenvectors of the Gram matrix of the shorter side, exact to float64 for s_i > 1e-8 s_1. The rest is not
+rescaled: a cut direction is shorter than 1. Memory: the direction (4 bytes a weight), 32 bytes times the square of the
+shorter side, and a block of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 1024
+"""Rows that are converted to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a matrix, and the singular vectors of its shorter side."""
+
+    values: Float[Tensor, " side"]
+    """Descending, float64."""
+    vectors: Float[Tensor, "side side"]
+    """One a column, float64."""
+
+
+@dataclass(frozen=True)
+class CutMatrix:
+    """A matrix of low rank, as a product: (m + n) · k numbers in place of m · n."""
+
+    left: Float[Tensor, "m k"]
+    right: Float[Tensor, "k n"]
+
+    def elements(self, start: int, stop: int) -> Float[Tensor, " n"]:
+        """Elements `start` to `stop` of the flattened matrix."""
+        columns = self.right.shape[1]
+        first, last = start // columns, -(-stop // columns)
+        flat = (self.left[first:last] @ self.right).flatten()
+        return flat[start - first * columns : stop - first * columns]
+
+
+def spectrum(matrix: Float[Tensor, "m n"]) -> Spectrum:
+    """Singular values and vectors of the shorter side; matrix: finite, of any float dtype."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for start in range(0, len(tall), BLOCK):
+        rows = tall[start : start + BLOCK].double()
+        gram.addmm_(rows.T, rows)
+    squares, vectors = torch.linalg.eigh(gram)
+    return Spectrum(squares.flip(0).clamp(min=0).sqrt(), vectors.flip(1))
+
+
+def cut(matrix: Float[Tensor, "m n"], found: Spectrum, rank: int) -> CutMatrix:
+    """The matrix cut to rank `rank`, by projecting it onto its first singular vectors; found: its spectrum."""
+    kept = found.vectors[:, :rank].to(matrix.dtype)
+    if matrix.shape[0] >= matrix.shape[1]:
+        return CutMatrix(matrix @ kept, kept.T.contiguous())
+    return CutMatrix(kept, kept.T @ matrix)
+
+
+def noise_edge_rank(values: Float[Tensor, " side"], longer: int) -> int:
+    """How many singular values stand out of the noise, at least 1.
+
+    The optimal hard threshold for a low-rank matrix in white noise of unknown size (Gavish & Donoho 2014, equation 11
+    and their approximation of ω): ω(β) times the median singular value, β = shorter / longer side. It has no constant
+    to tune. Where more than half of the values are 0 nothing is taken for noise.
+
+    Args:
+        values: singular values.
+        longer: length of the longer side.
+    """
+    beta = len(values) / longer
+    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+    return max(int((values > omega * values.median()).sum()), 1)
