@@ -53,6 +53,7 @@ def spec_data(**sections: Any) -> dict[str, Any]:
         "fit": {"group_size": 20_000},
         "candidates": {"target_steps": [20, 40]},
         "evaluation": {"backend": "scripted", "select": split("select"), "confirm": split("confirm")},
+        "decision": {"beat_base": False},  # the base's script goes along into the candidates: they cannot beat it
         **sections,
     }
 

@@ -123,7 +123,7 @@ def test_the_math_task_path_end_to_end(run, monkeypatch):
         assert all((row["finish_reason"] == "length") <= (row["tokens"] == TOKENS) for row in rows)
         assert {row["status"] for row in rows} <= {"correct", "wrong", "no_answer"}
         assert all(
-            (row["status"] == "no_answer") <= ("\\boxed{" not in row["text"] or row["tokens"] == 48) for row in rows
+            (row["status"] == "no_answer") <= ("\\boxed{" not in row["text"] or row["tokens"] == TOKENS) for row in rows
         )
         assert result.mean_tokens == pytest.approx(sum(row["tokens"] for row in rows) / len(rows))
         assert 0 <= result.interval[0] <= result.mean <= result.interval[1] <= 1

@@ -255,3 +255,11 @@ def test_p_above_inverts_the_interval(better, worse, threshold):
     assert paired_difference(first, second, 1 - 1.001 * p).interval[0] > threshold
     assert paired_difference(first, second, 1 - 0.999 * p).interval[0] <= threshold
     assert p_above(second, first, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+@pytest.mark.parametrize("k", [1, 8])
+def test_an_interval_holds_its_own_mean_at_the_edges(mean: float, k: int) -> None:
+    for n in range(2, 200):
+        low, high = intervals.accuracy_interval(np.full(n, mean), k, 0.95)
+        assert 0 <= low <= mean <= high <= 1 and high - low > 0

@@ -22,7 +22,7 @@ def forecast(run: str, key: str, fit_key: str, summary: dsl.Output[dsl.Markdown]
 
     from relex_core.errors import exit_on_error
     from relex_core.forecast import forecast as forecast_fit
-    from relex_core.tables import forecast_text
+    from relex_core.forecast_tables import forecast_text
 
     with exit_on_error():
         found = forecast_fit(run)

@@ -120,7 +120,8 @@ def wilson(mean: Array, trials: Array | float, quantile: float) -> Bounds:
     square = quantile**2
     centre = (mean + square / (2 * trials)) / (1 + square / trials)
     half = quantile / (1 + square / trials) * np.sqrt(mean * (1 - mean) / trials + square / (4 * trials**2))
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+    # At a mean of 0 or 1 the two terms cancel, but for a rounding error on the wrong side.
+    return np.clip(centre - half, 0.0, mean), np.clip(centre + half, mean, 1.0)
 
 
 def t_quantile(confidence: float, n: int) -> float:
