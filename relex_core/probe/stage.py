@@ -59,7 +59,7 @@ def _window(trajectory: str, base: str, layout: LayoutSpec | None) -> WindowMani
     if last is None:
         raise WindowNotReady("no step is complete yet", where=trajectory, next_step="relex inspect shows why")
     spec: dict[str, object] = {"base": base, "trajectory": trajectory}
-    spec["window"] = {"t_cut": last, "skip_incomplete": True}
+    spec["window"] = {"t_cut": last, "skip_incomplete": True, "settle_seconds": 0}  # nothing is frozen
     if layout is not None:
         spec["layout"] = layout.model_dump()
     return find_window(resolve_spec(spec, where="--probe", folder=Path.cwd()))
