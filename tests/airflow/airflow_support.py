@@ -1,0 +1,101 @@
+"""A home of Airflow's own for the tests, runs that complete while the sensor is deferred, and `airflow dags test`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RELEX_PYTHON = os.environ.get("RELEX_PYTHON", str(ROOT / ".venv/bin/python"))
+"""The other environment: relex with torch, without Airflow. `make test-airflow` names it."""
+
+LATER = "later"
+DEFERRED = "running trigger in line"
+"""What `airflow dags test` logs after a task has deferred, before its trigger runs."""
+
+MAKE_RUN = """
+import json, sys
+from pathlib import Path
+from kfp_support import scripted_run, spec_data
+folder, candidates, last = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+scripted_run(folder, candidates=candidates, last_observed=last)
+print(json.dumps(spec_data()))
+"""
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """For processes of Airflow: its files below `home`, the DAGs of this repository, stages as processes."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "pipelines/dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+        "RELEX_AIRFLOW_PLACE": "local",
+        "RELEX_PYTHON": RELEX_PYTHON,
+        "RELEX_POKE_SECONDS": "1",
+        **more,
+    }
+
+
+def make_run(folder: Path, *, candidates: float, last_observed: float, targets: list[int]) -> dict[str, Any]:
+    """A run whose models answer from scripts (tests/kfp_support.py), and the parameters of a run of the DAG on it."""
+    command = [RELEX_PYTHON, "-c", MAKE_RUN, str(folder), str(candidates), str(last_observed)]
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", str(ROOT))])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    data = json.loads(done.stdout)
+    for split in ("select", "confirm"):
+        data["evaluation"][split]["task"]["file"] = str(folder / f"{split}.jsonl")
+    rest = {"fit": data["fit"], "candidates": {"target_steps": targets}, "evaluation": data["evaluation"]}
+    return {
+        "base": str(folder / "trajectory/base"),
+        "trajectory": str(folder / "trajectory"),
+        "t_cut": data["window"]["t_cut"],
+        "run_root": str(folder / "run"),
+        "spec": rest,
+    }
+
+
+def hold_back(folder: Path, step: int) -> None:
+    """The trainer has not come as far as `step` yet."""
+    (folder / LATER).mkdir()
+    for path in (folder / "trajectory").glob("global_step_*"):
+        if _step(path) >= step:
+            path.rename(folder / LATER / path.name)
+
+
+def go_on(folder: Path) -> None:
+    """The trainer saves what was held back."""
+    for path in sorted((folder / LATER).iterdir(), key=_step):
+        path.rename(folder / "trajectory" / path.name)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("_")[2])
+
+
+@contextmanager
+def dags_test(home: Path, params: dict[str, Any], dag: str = "relex", **more: str) -> Iterator[subprocess.Popen[str]]:
+    """`airflow dags test`, with its log on stdout."""
+    command = [sys.executable, "-m", "airflow", "dags", "test", dag, "--conf", json.dumps(params)]
+    with subprocess.Popen(
+        command, env=environment(home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def result_files(run: Path) -> dict[str, bytes]:
+    """What a run directory holds, without what tells when and how fast it was filled."""
+    left_out = {"events.jsonl", "decision.json", "report.html", "fit/fit.json"}
+    files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name not in left_out}
