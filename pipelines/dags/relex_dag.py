@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 import yaml
+
 from relex_airflow.dag import build_dag
 from relex_airflow.places import Local, Place, Pods
 

@@ -9,8 +9,8 @@
 7. evaluate, decide; branch: promote, keep_observed or undecided.
 8. report, publish; outcome: what to use, as the task's value and as an asset event.
 
-Every stage of relex_core.stages but the gate, which is the sensor here, is a task group: the stage itself, and a check of
-what it left. Weights never pass through Airflow; values are a few hundred bytes.
+Every stage of relex_core.stages but the gate, which is the sensor here, is a task group: the stage itself, and a check
+of what it left. Weights never pass through Airflow; values are a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def build_dag(
         references = _references(group, list(REFERENCES), parallelism)
         branched = task.branch(_branch, task_id="branch")(gcp_conn_id)
         branches = [
-            EmptyOperator(task_id=name, doc_md=f"Hang what follows `{key}` here.") for key, name in BRANCHES.items()
+            EmptyOperator(task_id=name, doc_md=f"After the decision `{key}`.") for key, name in BRANCHES.items()
         ]
         reported = group("report", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         done = group("publish")

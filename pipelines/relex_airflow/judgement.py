@@ -30,8 +30,8 @@ class Judgement(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     verdict: Verdict
-    """`done`: the outcome of this very spec is published. `waiting` and `unreachable` may pass with time (`unreachable`:
-    the storage failed); `refused` does not."""
+    """`done`: the outcome of this very spec is published. `waiting`, and `unreachable` (the storage failed), may pass;
+    `refused` does not."""
     message: str = ""
     """Why, in relex's own words; empty when the window is complete."""
     digest: str = ""

@@ -76,6 +76,6 @@ def _place(defaults: Mapping[str, Any], name: str, description: str) -> Param:
 
 
 def _schema() -> dict[str, Any]:
-    """The form refuses misspelt sections; `resolve` the rest. Airflow stores the schema with every task, so it is short."""
+    """The form refuses misspelt sections; `resolve` the rest. Airflow stores it with every task, so it is short."""
     sections = {name: {} for name in RunSpec.model_fields if name not in ("base", "trajectory", "run_root")}
     return {"properties": sections, "additionalProperties": False}

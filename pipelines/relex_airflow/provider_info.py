@@ -1,4 +1,4 @@
-"""What Airflow reads from the entry point `apache_airflow_provider`. An invalid dictionary breaks every airflow command."""
+"""What Airflow reads from the entry point `apache_airflow_provider`; an invalid one breaks every airflow command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from relex_core import __version__
 
 INTEGRATION = "RELEX"
+PAPER = "https://arxiv.org/abs/2605.21468"
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -16,13 +17,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "RELEX",
         "description": "Extrapolate RLVR checkpoints, and promote one only when it is shown to help.",
         "versions": [__version__],
-        "integrations": [
-            {
-                "integration-name": INTEGRATION,
-                "external-doc-url": "https://arxiv.org/abs/2605.21468",
-                "tags": ["service"],
-            }
-        ],
+        "integrations": [{"integration-name": INTEGRATION, "external-doc-url": PAPER, "tags": ["service"]}],
         "operators": [{"integration-name": INTEGRATION, "python-modules": ["relex_airflow.operators"]}],
         "sensors": [{"integration-name": INTEGRATION, "python-modules": ["relex_airflow.sensors"]}],
         "triggers": [{"integration-name": INTEGRATION, "python-modules": ["relex_airflow.triggers"]}],

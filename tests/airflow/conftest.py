@@ -1,23 +1,23 @@
-"""These tests run in Airflow's environment (`make test-airflow`), which has no torch. Elsewhere they are not collected."""
+"""These tests run in Airflow's environment (`make test-airflow`), without torch; elsewhere they are not collected."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from airflow_support import RELEX_PYTHON, environment
 
-if find_spec("airflow.sdk") is None if find_spec("airflow") else True:
-    collect_ignore_glob = ["test_*.py"]
+if find_spec("relex_airflow") and find_spec("kubernetes_validate"):
+    # Before airflow is imported: a home that is not this user's.
+    home = os.environ.setdefault("RELEX_TEST_HOME", tempfile.mkdtemp(prefix="relex-airflow-"))
+    os.environ.update({name: value for name, value in environment(Path(home)).items() if name.startswith("AIRFLOW_")})
 else:
-    from airflow_support import RELEX_PYTHON, environment
-
-    # Before airflow is imported: a home of its own, and nothing of this user's.
-    HOME = Path(os.environ.setdefault("RELEX_TEST_HOME", f"/tmp/relex-airflow-{os.getpid()}"))
-    os.environ.update({name: value for name, value in environment(HOME).items() if name.startswith("AIRFLOW_")})
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,6 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def relex_reports() -> None:
     """The other environment's relex has the stage `report`."""
-    done = subprocess.run([RELEX_PYTHON, "-m", "relex_core", "report", "--help"], capture_output=True)
-    if done.returncode:
+    command = [RELEX_PYTHON, "-m", "relex_core", "report", "--help"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("there is no report yet")
