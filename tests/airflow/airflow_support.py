@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,21 @@ MAKE_RUN = """
 import json, sys
 from pathlib import Path
 from kfp_support import scripted_run, spec_data
+from relex_core.spec import DecisionSpec
 folder, candidates, last = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 scripted_run(folder, candidates=candidates, last_observed=last)
-print(json.dumps(spec_data()))
+rule = {"beat_base": False} if "beat_base" in DecisionSpec.model_fields else {}  # candidates answer as the base does
+print(json.dumps(spec_data(decision=rule)))
+"""
+
+SAME = """
+import sys
+from pathlib import Path
+from kfp_support import result_files
+one, other = (result_files(Path(run)) for run in sys.argv[1:])
+different = [name for name in {*one, *other} - {"report.html"} if one.get(name) != other.get(name)]
+assert "fit/fit.json" in one and "published.json" in one, sorted(one)
+sys.exit(f"these differ: {different}" if different else 0)
 """
 
 
@@ -47,13 +60,10 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 def make_run(folder: Path, *, candidates: float, last_observed: float, targets: list[int]) -> dict[str, Any]:
     """A run whose models answer from scripts (tests/kfp_support.py), and the parameters of a run of the DAG on it."""
-    command = [RELEX_PYTHON, "-c", MAKE_RUN, str(folder), str(candidates), str(last_observed)]
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", str(ROOT))])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
-    data = json.loads(done.stdout)
+    data = json.loads(in_relex(MAKE_RUN, str(folder), str(candidates), str(last_observed)))
     for split in ("select", "confirm"):
         data["evaluation"][split]["task"]["file"] = str(folder / f"{split}.jsonl")
-    rest = {"fit": data["fit"], "candidates": {"target_steps": targets}, "evaluation": data["evaluation"]}
+    rest = {name: data[name] for name in ("fit", "evaluation", "decision")} | {"candidates": {"target_steps": targets}}
     return {
         "base": str(folder / "trajectory/base"),
         "trajectory": str(folder / "trajectory"),
@@ -94,8 +104,17 @@ def dags_test(home: Path, params: dict[str, Any], dag: str = "relex", **more: st
             process.kill()
 
 
-def result_files(run: Path) -> dict[str, bytes]:
-    """What a run directory holds, without what tells when and how fast it was filled."""
-    left_out = {"events.jsonl", "decision.json", "report.html", "fit/fit.json"}
-    files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name not in left_out}
+def states(home: Path) -> dict[str, str]:
+    """The state of every task of the last run of a DAG."""
+    with closing(sqlite3.connect(home / "airflow.db")) as database:
+        query = "select task_id, state from task_instance where run_id = (select run_id from dag_run order by id desc)"
+        return dict(database.execute(query).fetchall())
+
+
+def in_relex(script: str, *arguments: str) -> str:
+    """Run a script in the other environment; its output."""
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", str(ROOT))])
+    command = [RELEX_PYTHON, "-c", script, *arguments]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

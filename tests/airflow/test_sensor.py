@@ -126,9 +126,8 @@ def test_a_judgement_that_is_killed_is_made_again(folder: Path, monkeypatch: pyt
     trigger = deferred(sensor(folder))
     go_on(folder)
     wrapper = folder / "python"
-    wrapper.write_text(
-        f'#!/bin/sh\nif [ -e {folder}/second ]; then exec {sys.executable} "$@"; fi\ntouch {folder}/second\nkill -9 $$\n'
-    )
+    first = f"[ -e {folder}/second ] || {{ touch {folder}/second; kill -9 $$; }}"
+    wrapper.write_text(f'#!/bin/sh\n{first}\nexec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(wrapper))
     assert fired(trigger)["verdict"] == "ready"
