@@ -3,8 +3,8 @@
     .venv-airflow/bin/python examples/airflow_standalone.py HOME PARAMS.json [--screenshot GRID.png]
 
 HOME is a folder for Airflow's files; PARAMS.json holds the parameters of the run (base, trajectory, t_cut, spec, ...).
-Stages run as processes of $RELEX_PYTHON. `airflow standalone` leaves its children behind when it is stopped, so it gets a
-process group of its own, which is ended as a whole.
+Stages run as processes of $RELEX_PYTHON. `airflow standalone` leaves its children behind when it is stopped, so it gets
+a process group of its own, which is ended as a whole.
 """
 
 from __future__ import annotations

@@ -117,8 +117,9 @@ def test_nothing_is_published_while_nothing_is_decided(spec: RunSpec) -> None:
         check_stage(spec.run_root, BY_NAME["publish"], digest=digest)
 
 
-def test_a_stored_spec_is_read_from_its_bucket(fake_gcs: str) -> None:  # noqa: F811
+def test_a_stored_spec_is_read_from_its_bucket(fake_gcs: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """So that a pod needs no file to be mounted: `relex collect gs://.../spec.json --out RUN`."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
     run = f"gs://{new_bucket(fake_gcs)}/run"
     data = {"base": str(SMALL / "run/base"), "trajectory": str(SMALL / "run"), "window": {"t_cut": 4}, "run_root": run}
     write_bytes(open_store(run), layout.SPEC, json.dumps(data).encode())

@@ -95,9 +95,8 @@ def _step(path: Path) -> int:
 def dags_test(home: Path, params: dict[str, Any], dag: str = "relex", **more: str) -> Iterator[subprocess.Popen[str]]:
     """`airflow dags test`, with its log on stdout."""
     command = [sys.executable, "-m", "airflow", "dags", "test", dag, "--conf", json.dumps(params)]
-    with subprocess.Popen(
-        command, env=environment(home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment(home, **more), cwd=home, **pipes) as process:
         try:
             yield process
         finally:
@@ -115,6 +114,7 @@ def in_relex(script: str, *arguments: str) -> str:
     """Run a script in the other environment; its output."""
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", str(ROOT))])
     command = [RELEX_PYTHON, "-c", script, *arguments]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": path}  # the working directory would come before it
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -81,5 +81,5 @@ def test_a_task_that_was_killed_is_tried_again_and_the_result_is_that_of_relex_r
     spec = {**params["spec"], **{name: params[name] for name in ("base", "trajectory")}, "window": {"t_cut": T_CUT}}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     command = [RELEX_PYTHON, "-m", "relex_core", "run", str(tmp_path / "spec.json"), "--out", str(tmp_path / "other")]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     in_relex(SAME, str(tmp_path / "run"), str(tmp_path / "other"))
