@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -101,7 +102,8 @@ def screenshot(url: str, token: str, run: str, path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        page = playwright.chromium.launch().new_page(viewport={"width": 1500, "height": 1100})
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
         page.context.add_cookies([{"name": "_token", "value": token, "url": url}])
         page.goto(f"{url}/dags/relex/runs/{run}", wait_until="networkidle")
         page.wait_for_timeout(3000)

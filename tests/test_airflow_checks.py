@@ -54,12 +54,13 @@ def test_what_time_can_cure(error: RelexError, verdict: str) -> None:
 def test_the_judgement_is_that_of_collect(spec: RunSpec, tmp_path: Path) -> None:
     later = make_spec(tmp_path, t_cut=4)
     seen = judge(later)
-    assert (seen.verdict, seen.complete, seen.digest) == ("waiting", False, "")
+    assert (seen.verdict, seen.meets("complete"), seen.digest) == ("waiting", False, "")
     with pytest.raises(WindowNotReady) as waiting:
         collect(later)
     assert seen.message == f"WindowNotReady: {waiting.value}"
     seen = judge(spec)
     assert (seen.verdict, seen.digest) == ("ready", collect(spec).digest)
+    assert seen.ends("complete") and not seen.ends("published")
     assert seen.manifest == f"{spec.run_root}/window.json"
     (tmp_path / "global_step_2/actor/huggingface/model.safetensors").unlink()
     assert judge(spec) == seen, "a collected window needs its checkpoints no more"

@@ -37,6 +37,7 @@ from relex_core.publish import published
 from relex_core.spec import RunSpec
 from relex_core.stages import BY_NAME, REFERENCES, Stage, Work, plan_work
 
+WAITED_FOR = "{{ ti.xcom_pull(task_ids='resolve', key='spec') }}"
 PUBLISHED = Asset(name="relex_published", uri="relex://published")
 """An event when a run of the DAG has its outcome, which is in the event's `extra`."""
 
@@ -89,17 +90,17 @@ def build_dag(
         tags=options.pop("tags", ["relex"]),
         **options,
     ) as dag:
-        resolved = task(_resolve, task_id="resolve", multiple_outputs=True, retries=0)()
+        resolved = task(resolve_params, task_id="resolve", multiple_outputs=True, retries=0)()
         window = WindowSensor(
             task_id="wait_for_window",
-            spec="{{ ti.xcom_pull(task_ids='resolve', key='spec') }}",
+            spec=WAITED_FOR,
             timeout=3600 * window_hours,
             poke_interval=poke_seconds,
             soft_fail=soft_fail,
             gcp_conn_id=gcp_conn_id,
             doc_md=WindowSensor.__doc__,
         )
-        started = task.branch(_start, task_id="start")(gcp_conn_id)
+        started = task.branch(claim, task_id="start")(gcp_conn_id)
         collected = group("collect")
         shards = task(_shards, task_id="shards")(gcp_conn_id)
         names = task(_candidate_names, task_id="candidates")(gcp_conn_id)
@@ -114,7 +115,7 @@ def build_dag(
         reported = group("report", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
         done = group("publish")
         outcome = task(
-            _outcome,
+            tell_outcome,
             task_id="outcome",
             outlets=[PUBLISHED],
             trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
@@ -201,7 +202,7 @@ def _doc(stage: Stage) -> str:
     )
 
 
-def _resolve() -> dict[str, str]:
+def resolve_params() -> dict[str, str]:
     """The spec of this run of the DAG, from its parameters."""
     try:
         spec = resolve(get_current_context()["params"])
@@ -210,8 +211,8 @@ def _resolve() -> dict[str, str]:
     return {"spec": spec.model_dump_json(exclude_defaults=True), "run": spec.run_root}
 
 
-def _start(gcp_conn_id: str | None) -> str:
-    """Claim the run directory, unless this spec's outcome is published already."""
+def claim(gcp_conn_id: str | None, goes_on: str = "collect.run") -> str:
+    """Claim the run directory, and go on; or end with the outcome, if this spec's is published already."""
     pull = get_current_context()["ti"].xcom_pull
     if pull(task_ids="wait_for_window")["verdict"] == "done":
         return "outcome"
@@ -220,7 +221,7 @@ def _start(gcp_conn_id: str | None) -> str:
             claim_run_directory(RunSpec.model_validate_json(pull(task_ids="resolve", key="spec")))
     except SpecError as error:  # another spec's
         raise AirflowFailException(f"SpecError: {error}") from error
-    return "collect.run"
+    return goes_on
 
 
 def _shards(gcp_conn_id: str | None) -> list[str]:
@@ -246,7 +247,7 @@ def _branch(gcp_conn_id: str | None) -> str:
         return BRANCHES[read_json(_run(), layout.DECISION)["decision"]]
 
 
-def _outcome(gcp_conn_id: str | None) -> dict[str, Any]:
+def tell_outcome(gcp_conn_id: str | None) -> dict[str, Any]:
     """Which checkpoint to use: RUN/published.json."""
     with google_credentials(gcp_conn_id):
         found = published(_run()).model_dump(exclude={"spec_digest"})

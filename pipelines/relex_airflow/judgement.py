@@ -23,6 +23,9 @@ from relex_core.storage import exists, join_uri, open_store
 
 Verdict = Literal["ready", "done", "waiting", "unreachable", "refused"]
 
+Until = Literal["complete", "published"]
+"""What is waited for: the window, or the outcome."""
+
 
 class Judgement(BaseModel):
     """What one look at a run saw. A few hundred bytes, whatever the window's size."""
@@ -39,9 +42,13 @@ class Judgement(BaseModel):
     manifest: str = ""
     """URI of window.json, where collect leaves the window, or has left it already."""
 
-    @property
-    def complete(self) -> bool:
-        return self.verdict in ("ready", "done")
+    def ends(self, until: Until) -> bool:
+        """Whether waiting is over: what was waited for is there, or will never be."""
+        return self.verdict == "refused" or self.meets(until)
+
+    def meets(self, until: Until) -> bool:
+        """Whether what was waited for is there."""
+        return self.verdict == "done" or (self.verdict == "ready" and until == "complete")
 
 
 def judge(spec: RunSpec) -> Judgement:

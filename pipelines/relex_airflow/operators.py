@@ -19,7 +19,7 @@ RETRIED = StorageError.exit_code
 
 
 class LocalStage(BaseOperator):
-    """`relex ARGUMENTS` in another virtual environment of this machine.
+    """`relex ARGUMENTS` in another virtual environment of this machine; or another program of relex.
 
     Only what another attempt can cure is retried: a failing storage (exit status 5), and a process that was killed.
 
@@ -28,6 +28,7 @@ class LocalStage(BaseOperator):
         arguments: of `relex`.
         environment: more environment variables.
         gcp_conn_id: connection whose account it works as; None: application-default credentials.
+        module: the program.
     """
 
     template_fields: Sequence[str] = ("python", "arguments", "environment")
@@ -39,15 +40,16 @@ class LocalStage(BaseOperator):
         arguments: Sequence[Any],
         environment: Mapping[str, str] | None = None,
         gcp_conn_id: str | None = None,
+        module: str = "relex_core",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.python, self.arguments = python, arguments
-        self.environment, self.gcp_conn_id = environment, gcp_conn_id
+        self.environment, self.gcp_conn_id, self.module = environment, gcp_conn_id, module
         self._hook = SubprocessHook()
 
     def execute(self, context: Context) -> None:
-        command = [self.python, "-m", "relex_core", *map(str, self.arguments)]
+        command = [self.python, "-m", self.module, *map(str, self.arguments)]
         with google_credentials(self.gcp_conn_id) as environment:
             ended = self._hook.run_command(command, env={**environment, **(self.environment or {})})
         if ended.exit_code == 0:

@@ -12,7 +12,7 @@ from airflow.sdk import BaseOperator, BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from relex_airflow.credentials import google_credentials
-from relex_airflow.judgement import Judgement, judge
+from relex_airflow.judgement import Judgement, Until, judge
 from relex_airflow.triggers import WindowTrigger
 from relex_core.errors import SpecError
 from relex_core.spec import spec_from_json
@@ -32,6 +32,7 @@ class WindowSensor(BaseSensorOperator):
         t_cut: last optimizer step of the window.
         run_root: where relex writes.
         gcp_conn_id: connection whose account reads the storage; None: application-default credentials.
+        until: "complete": the window is. "published": the outcome is, however the work was started.
         poke_interval: seconds between the first looks; the interval doubles while nothing changes.
         max_wait: seconds between two looks at most.
         timeout: seconds after which the task fails, or is skipped with `soft_fail`.
@@ -49,12 +50,13 @@ class WindowSensor(BaseSensorOperator):
         t_cut: int | str = 0,
         run_root: str = "",
         gcp_conn_id: str | None = None,
+        until: Until = "complete",
         max_wait: timedelta | float = 600,
         **kwargs: Any,
     ) -> None:
         super().__init__(max_wait=max_wait, **kwargs)
         self.spec, self.base, self.trajectory, self.t_cut, self.run_root = spec, base, trajectory, t_cut, run_root
-        self.gcp_conn_id = gcp_conn_id
+        self.gcp_conn_id, self.until = gcp_conn_id, until
 
     def execute(self, context: Context) -> dict[str, str]:
         try:
@@ -69,7 +71,7 @@ class WindowSensor(BaseSensorOperator):
             raise AirflowFailException(f"SpecError: {error}") from error
         with google_credentials(self.gcp_conn_id):
             judgement = judge(spec)
-        if judgement.complete or judgement.verdict == "refused":
+        if judgement.ends(self.until):
             return self._answer(judgement)
         self.log.info("%s: %s", judgement.verdict, judgement.message)
         trigger = WindowTrigger(
@@ -78,6 +80,7 @@ class WindowSensor(BaseSensorOperator):
             longest=max(self.poke_interval, _seconds(self.max_wait)),
             deadline=time.time() + self.timeout,
             gcp_conn_id=self.gcp_conn_id,
+            until=self.until,
         )
         self.defer(trigger=trigger, method_name="resumed")
 
@@ -90,11 +93,11 @@ class WindowSensor(BaseSensorOperator):
         return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
 
     def _answer(self, judgement: Judgement) -> dict[str, str]:
-        if judgement.complete:
+        if judgement.meets(self.until):
             return judgement.model_dump(exclude={"message"})
         if judgement.verdict == "refused":
             raise AirflowFailException(judgement.message)
-        late = f"the window was not complete after {self.timeout:g} s; last seen: {judgement.message}"
+        late = f"not {self.until} after {self.timeout:g} s; last seen: {judgement.message or judgement.verdict}"
         raise AirflowSkipException(late) if self.soft_fail else AirflowSensorTimeout(late)
 
 

@@ -13,11 +13,11 @@ from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from relex_airflow.credentials import google_environment
-from relex_airflow.judgement import Judgement
+from relex_airflow.judgement import Judgement, Until
 
 
 class WindowTrigger(BaseTrigger):
-    """Fires once: when the window is complete, is refused, or has not become complete in time.
+    """Fires once: when the window is complete (or the outcome published), is refused, or time is up.
 
     Its arguments are the run's spec, without weights or listings: one or two kilobytes.
 
@@ -27,25 +27,33 @@ class WindowTrigger(BaseTrigger):
         longest: seconds between two looks at most; the interval doubles while looks see the same.
         deadline: seconds since 1970 at which it gives up; a triggerer that is restarted keeps it.
         gcp_conn_id: connection whose account reads the storage; None: application-default credentials.
+        until: "complete" or "published".
     """
 
     def __init__(
-        self, spec: str, interval: float, longest: float, deadline: float, gcp_conn_id: str | None = None
+        self,
+        spec: str,
+        interval: float,
+        longest: float,
+        deadline: float,
+        gcp_conn_id: str | None = None,
+        until: Until = "complete",
     ) -> None:
         super().__init__()
+        self.until = until
         self.spec, self.interval, self.longest, self.deadline = spec, interval, longest, deadline
         self.gcp_conn_id = gcp_conn_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        fields = ("spec", "interval", "longest", "deadline", "gcp_conn_id")
+        fields = ("spec", "interval", "longest", "deadline", "gcp_conn_id", "until")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in fields}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """One event: the last Judgement; one that is still `waiting` or `unreachable` means that time is up."""
+        """One event: the last Judgement; one that is neither what was waited for nor refused means that time is up."""
         interval, seen = self.interval, None
         while True:
             judgement = await self.look()
-            if judgement.complete or judgement.verdict == "refused" or time.time() >= self.deadline:
+            if judgement.ends(self.until) or time.time() >= self.deadline:
                 yield TriggerEvent(judgement.model_dump())
                 return
             if judgement == seen:
@@ -72,6 +80,7 @@ class WindowTrigger(BaseTrigger):
             finally:
                 if process.returncode is None:
                     process.kill()
+                    await process.wait()
         if process.returncode == 0:
             return Judgement.model_validate_json(printed)
         message = f"the judgement ended with status {process.returncode}: {errors.decode(errors='replace')[-2000:]}"

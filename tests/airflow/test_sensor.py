@@ -96,7 +96,7 @@ def test_time_is_up(folder: Path, soft_fail: bool, error: type[Exception]) -> No
     hold_back(folder, T_CUT)
     made = sensor(folder, timeout=0, soft_fail=soft_fail)
     event = fired(deferred(made))
-    with pytest.raises(error, match=r"after 0 s; last seen: WindowNotReady: (.|\n)*step 7"):
+    with pytest.raises(error, match=r"not complete after 0 s; last seen: WindowNotReady: (.|\n)*step 7"):
         made.resume_execution("resumed", {"event": event}, {})
 
 
