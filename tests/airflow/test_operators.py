@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
 from relex_airflow.operators import CheckStage, LocalStage
 
 
