@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,10 @@ def standalone(home: Path, port: int) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            time.sleep(5)
-            os.killpg(process.pid, signal.SIGKILL)
+            for end in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, end)
+                    time.sleep(5)
 
 
 def free_port() -> int:
@@ -90,9 +91,8 @@ def run_dag(session: requests.Session, url: str, params: dict[str, Any]) -> tupl
     while state not in FINISHED:
         time.sleep(5)
         state = session.get(f"{dag}/dagRuns/{run}", timeout=30).json()["state"]
-    for task in session.get(f"{dag}/dagRuns/{run}/taskInstances", params={"limit": 200}, timeout=30).json()[
-        "task_instances"
-    ]:
+    tasks = session.get(f"{dag}/dagRuns/{run}/taskInstances", params={"limit": 200}, timeout=30).json()
+    for task in tasks["task_instances"]:
         print(f"{task['state']:8} {task['task_id']} {task['map_index'] if task['map_index'] >= 0 else ''}")
     return run, state
 
