@@ -20,31 +20,24 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Asset, Param, TriggerRule, chain, get_current_context, task, task_group
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import DAG, Param, TriggerRule, chain, task
 
-from relex_airflow.checks import read_json
-from relex_airflow.credentials import google_credentials
-from relex_airflow.operators import CheckStage
-from relex_airflow.params import params_of, resolve
+from relex_airflow.groups import StageGroups, candidates_of, fits, references_of
+from relex_airflow.params import params_of
 from relex_airflow.places import Place
 from relex_airflow.sensors import WindowSensor
-from relex_core import layout
-from relex_core.collect import claim_run_directory
-from relex_core.errors import SpecError
-from relex_core.manifest import load_manifest
-from relex_core.publish import published
-from relex_core.spec import RunSpec
-from relex_core.stages import BY_NAME, REFERENCES, Stage, Work, plan_work
-
-WAITED_FOR = "{{ ti.xcom_pull(task_ids='resolve', key='spec') }}"
-PUBLISHED = Asset(name="relex_published", uri="relex://published")
-"""An event when a run of the DAG has its outcome, which is in the event's `extra`."""
-
-RUN = "{{ ti.xcom_pull(task_ids='resolve', key='run') }}"
-SPEC = f"{RUN}/{layout.SPEC}"
-DIGEST = "{{ ti.xcom_pull(task_ids='collect.check')['digest'] }}"
-BRANCHES = {"promote": "promote", "keep_observed": "keep_observed", "not_ready": "undecided"}
+from relex_airflow.tasks import (
+    BRANCHES,
+    PUBLISHED,
+    RESOLVED,
+    candidate_names,
+    claim,
+    follow_decision,
+    resolve_params,
+    shard_names,
+    tell_outcome,
+)
+from relex_core.stages import REFERENCES
 
 
 def build_dag(
@@ -77,7 +70,7 @@ def build_dag(
         params: of the form, in place of the usual ones.
         options: of `airflow.sdk.DAG`.
     """
-    group = _Stages(place, gcp_conn_id)
+    group = StageGroups(place, gcp_conn_id)
     with DAG(
         dag_id,
         schedule=schedule,
@@ -93,7 +86,7 @@ def build_dag(
         resolved = task(resolve_params, task_id="resolve", multiple_outputs=True, retries=0)()
         window = WindowSensor(
             task_id="wait_for_window",
-            spec=WAITED_FOR,
+            spec=RESOLVED,
             timeout=3600 * window_hours,
             poke_interval=poke_seconds,
             soft_fail=soft_fail,
@@ -102,13 +95,13 @@ def build_dag(
         )
         started = task.branch(claim, task_id="start")(gcp_conn_id)
         collected = group("collect")
-        shards = task(_shards, task_id="shards")(gcp_conn_id)
-        names = task(_candidate_names, task_id="candidates")(gcp_conn_id)
+        shards = task(shard_names, task_id="shards")(gcp_conn_id)
+        names = task(candidate_names, task_id="candidates")(gcp_conn_id)
         merged, forecast, evaluated, decided = (group(n) for n in ("merge_fit", "forecast", "evaluate", "decide"))
-        fitted = _fits(group, shards)
-        candidates = _candidates(group, names, parallelism)
-        references = _references(group, list(REFERENCES), parallelism)
-        branched = task.branch(_branch, task_id="branch")(gcp_conn_id)
+        fitted = fits(group, shards)
+        candidates = candidates_of(group, names, parallelism)
+        references = references_of(group, list(REFERENCES), parallelism)
+        branched = task.branch(follow_decision, task_id="branch")(gcp_conn_id)
         branches = [
             EmptyOperator(task_id=name, doc_md=f"After the decision `{key}`.") for key, name in BRANCHES.items()
         ]
@@ -127,133 +120,3 @@ def build_dag(
         chain(forecast, reported)
         started >> outcome  # type: ignore[operator]
     return dag
-
-
-class _Stages:
-    """Makes task groups of stages: the stage, then its check."""
-
-    def __init__(self, place: Place, gcp_conn_id: str | None) -> None:
-        self._place, self._gcp_conn_id = place, gcp_conn_id
-
-    def __call__(self, name: str, **options: Any) -> Any:
-        """The task group of a stage that runs once."""
-
-        @task_group(group_id=name, tooltip=f"relex {BY_NAME[name].command[0]}")
-        def once() -> None:
-            self.pair(BY_NAME[name], "run", **options)
-
-        return once()
-
-    def pair(self, stage: Stage, task_id: str, candidate: Any = "", shard: Any = "", **options: Any) -> Any:
-        """The two tasks of a stage; returns (stage, check)."""
-        values = {"spec": SPEC, "run": RUN, "candidate": candidate, "shard": shard}
-        runs = self._place.task(stage, _command(stage, values), task_id=task_id, doc_md=_doc(stage), **options)
-        check = CheckStage(
-            task_id="check" if task_id == "run" else f"check_{task_id}",
-            stage=stage.name,
-            run=RUN,
-            candidate=candidate,
-            digest="" if stage.name == "collect" else DIGEST,
-            gcp_conn_id=self._gcp_conn_id,
-            doc_md=CheckStage.__doc__,
-        )
-        runs >> check
-        return runs, check
-
-
-def _fits(group: _Stages, shards: Any) -> Any:
-    @task_group(group_id="each_shard")
-    def each_shard(shard: Any) -> None:
-        group.pair(BY_NAME["fit"], "fit", shard=shard)
-
-    return each_shard.expand(shard=shards)
-
-
-def _candidates(group: _Stages, candidates: Any, parallelism: int) -> Any:
-    @task_group(group_id="each_candidate")
-    def each_candidate(candidate: Any) -> None:
-        bound = {"candidate": candidate, "max_active_tis_per_dagrun": parallelism}
-        _, written = group.pair(BY_NAME["extrapolate"], "extrapolate", **bound)
-        measured, _ = group.pair(BY_NAME["measure"], "measure", **bound)
-        written >> measured
-
-    return each_candidate.expand(candidate=candidates)
-
-
-def _references(group: _Stages, references: Any, parallelism: int) -> Any:
-    @task_group(group_id="each_reference")
-    def each_reference(candidate: Any) -> None:
-        group.pair(BY_NAME["measure"], "measure", candidate=candidate, max_active_tis_per_dagrun=parallelism)
-
-    return each_reference.expand(candidate=references)
-
-
-def _command(stage: Stage, values: Mapping[str, Any]) -> list[Any]:
-    """As `Stage.arguments`, but values may be known only when the task runs."""
-    return [values[part[1:-1]] if part.startswith("{") else part for part in stage.command]
-
-
-def _doc(stage: Stage) -> str:
-    needs = stage.resources
-    return (
-        f"`relex {' '.join(stage.command)}`\n\nReads {', '.join(stage.reads)}. Writes {', '.join(stage.writes)}. "
-        f"{needs.cpu} CPU, {needs.memory} GiB; ends after {stage.minutes} minutes; {stage.retries or 'no'} retries. "
-        "It can be killed and run again at any time: it goes on where it stopped."
-    )
-
-
-def resolve_params() -> dict[str, str]:
-    """The spec of this run of the DAG, from its parameters."""
-    try:
-        spec = resolve(get_current_context()["params"])
-    except SpecError as error:
-        raise AirflowFailException(f"SpecError: {error}") from error
-    return {"spec": spec.model_dump_json(exclude_defaults=True), "run": spec.run_root}
-
-
-def claim(gcp_conn_id: str | None, goes_on: str = "collect.run") -> str:
-    """Claim the run directory, and go on; or end with the outcome, if this spec's is published already."""
-    pull = get_current_context()["ti"].xcom_pull
-    if pull(task_ids="wait_for_window")["verdict"] == "done":
-        return "outcome"
-    try:
-        with google_credentials(gcp_conn_id):
-            claim_run_directory(RunSpec.model_validate_json(pull(task_ids="resolve", key="spec")))
-    except SpecError as error:  # another spec's
-        raise AirflowFailException(f"SpecError: {error}") from error
-    return goes_on
-
-
-def _shards(gcp_conn_id: str | None) -> list[str]:
-    """The parts of the fit: "1/3", "2/3", "3/3"."""
-    return list(_planned(gcp_conn_id).shards)
-
-
-def _candidate_names(gcp_conn_id: str | None) -> list[str]:
-    """The candidates to write and measure."""
-    return list(_planned(gcp_conn_id).candidates)
-
-
-def _planned(gcp_conn_id: str | None) -> Work:
-    context = get_current_context()
-    spec = RunSpec.model_validate_json(context["ti"].xcom_pull(task_ids="resolve", key="spec"))
-    with google_credentials(gcp_conn_id):
-        return plan_work(spec, load_manifest(spec.run_root), context["params"]["shards"])
-
-
-def _branch(gcp_conn_id: str | None) -> str:
-    """Follow the decision."""
-    with google_credentials(gcp_conn_id):
-        return BRANCHES[read_json(_run(), layout.DECISION)["decision"]]
-
-
-def tell_outcome(gcp_conn_id: str | None) -> dict[str, Any]:
-    """Which checkpoint to use: RUN/published.json."""
-    with google_credentials(gcp_conn_id):
-        found = published(_run()).model_dump(exclude={"spec_digest"})
-    get_current_context()["outlet_events"][PUBLISHED].extra = {"run": _run(), **found}
-    return found
-
-
-def _run() -> str:
-    return str(get_current_context()["ti"].xcom_pull(task_ids="resolve", key="run"))

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from airflow.sdk import DAG, TriggerRule, chain, task
 
-from relex_airflow.dag import PUBLISHED, SPEC, WAITED_FOR, claim, resolve_params, tell_outcome
 from relex_airflow.operators import LocalStage
 from relex_airflow.params import params_of
 from relex_airflow.sensors import WindowSensor
+from relex_airflow.tasks import PUBLISHED, RESOLVED, SPEC, claim, resolve_params, tell_outcome
 
 
 def build_submission_dag(
@@ -44,7 +44,7 @@ def build_submission_dag(
         window_hours, outcome_hours: how long the two sensors wait.
         options: of `airflow.sdk.DAG`.
     """
-    waiting = {"spec": WAITED_FOR, "poke_interval": poke_seconds, "gcp_conn_id": gcp_conn_id}
+    waiting = {"spec": RESOLVED, "poke_interval": poke_seconds, "gcp_conn_id": gcp_conn_id}
     with DAG(
         dag_id,
         schedule=options.pop("schedule", None),

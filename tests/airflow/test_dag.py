@@ -13,11 +13,12 @@ from airflow.sdk.definitions.param import ParamsDict, ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow_support import ROOT
 
-from relex_airflow.dag import BRANCHES, RUN, SPEC, build_dag
+from relex_airflow.dag import build_dag
 from relex_airflow.links import report_url
 from relex_airflow.operators import CheckStage
 from relex_airflow.params import params_of, resolve
 from relex_airflow.places import STARTUP_MINUTES, Local, Pods
+from relex_airflow.tasks import BRANCHES, RUN, SPEC
 from relex_core.errors import SpecError
 from relex_core.stages import BY_NAME, STAGES
 
