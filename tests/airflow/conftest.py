@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,8 @@ from airflow_support import RELEX_PYTHON, environment
 
 if find_spec("relex_airflow") and find_spec("kubernetes_validate"):
     # Before airflow is imported: a home that is not this user's.
-    home = os.environ.setdefault("RELEX_TEST_HOME", tempfile.mkdtemp(prefix="relex-airflow-"))
+    home = tempfile.mkdtemp(prefix="relex-airflow-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ.update({name: value for name, value in environment(Path(home)).items() if name.startswith("AIRFLOW_")})
 else:
     collect_ignore_glob = ["test_*.py"]
