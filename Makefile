@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser lint format bench bench-gcs bench-inventory test-slow fuzz compile images lock-images clean
+.PHONY: help demo test browser test-airflow lint format bench bench-gcs bench-inventory test-slow fuzz compile images lock-images clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,19 @@ test-slow: $(STAMP) ## Tests that take more than a minute each (TRL, lm-eval, Sm
 
 fuzz: $(STAMP) ## Thousands of hostile headers, indexes and listings (some minutes)
 	$(BIN)/python -m pytest -m fuzz -n auto
+
+AIRFLOW_VENV ?= .venv-airflow
+AIRFLOW_STAMP := $(AIRFLOW_VENV)/.installed
+
+# kfp and the Kubernetes provider cannot share an environment, and Airflow's needs neither torch nor kfp.
+$(AIRFLOW_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(AIRFLOW_VENV)
+	$(AIRFLOW_VENV)/bin/python -m pip install --disable-pip-version-check --quiet "apache-airflow==3.3.2" \
+	  -e ".[airflow]" pytest kubernetes-validate jsonschema
+	@touch $@
+
+test-airflow: $(STAMP) $(AIRFLOW_STAMP) ## Tests with the real Airflow, in an environment of its own
+	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow tests/airflow
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
@@ -71,4 +84,4 @@ lock-images: ## Resolve what the images install anew (needs uv)
 	$(LOCK) images/gpu/requirements.in --extra vllm --extra report --extra kfp -o images/gpu/requirements.lock
 
 clean: ## Remove what make made
-	rm -rf $(VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AIRFLOW_VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

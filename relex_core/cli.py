@@ -88,7 +88,15 @@ def _run_directory(_context: click.Context, _parameter: click.Parameter, value: 
         raise click.BadParameter(str(error)) from None
 
 
-spec_argument = click.argument("spec", type=click.Path(exists=True, dir_okay=False))
+class _SpecPath(click.Path):
+    """A file, or the gs:// URI of a stored spec."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        stored = isinstance(value, str) and value.startswith("gs://")
+        return value if stored else super().convert(value, param, ctx)
+
+
+spec_argument = click.argument("spec", type=_SpecPath(exists=True, dir_okay=False))
 run_argument = click.argument("run", callback=_run_directory)
 out_option = click.option("--out", metavar="RUN", help="Run directory; overrides the spec's run_root.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -33,6 +33,7 @@ from pydantic import (
 )
 
 from relex_core.errors import SpecError
+from relex_core.storage import open_store, read_bytes
 from relex_core.storage.uri import absolute_uri, join_uri
 from relex_core.yaml_text import DuplicateKey, parse_json, parse_yaml
 
@@ -482,12 +483,15 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
     """Read a RunSpec from a YAML or JSON file.
 
     Args:
-        path: the file.
+        path: the file; or the URI of a resolved spec as collect wrote it, gs://.../spec.json.
         out: overrides `run_root`; relative to the working directory.
 
     Raises:
         SpecError: the file cannot be read, has a wrong field, or lacks one; all faults are listed at once.
+        StorageError: a stored spec cannot be read.
     """
+    if isinstance(path, str) and path.startswith("gs://"):
+        return _load_stored(path, out)
     path = Path(path)
     # Not all JSON is YAML: a tab indents the one and breaks the other.
     kind, parse = ("JSON", parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
@@ -504,6 +508,12 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
+
+
+def _load_stored(uri: str, out: str | None) -> RunSpec:
+    """Nothing is relative to a folder of a bucket: what collect wrote holds absolute locations."""
+    folder, _, name = uri.rpartition("/")
+    return spec_from_json(read_bytes(open_store(folder), name).decode(errors="replace"), run_root=out or "", where=uri)
 
 
 def spec_from_json(

@@ -1,0 +1,99 @@
+"""The DAG that submits a compiled pipeline, and the one that is woken up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow_support import go_on, hold_back
+from test_sensor import T_CUT, folder, sensor, spec_of  # noqa: F401
+
+from relex_airflow.submission import build_submission_dag
+from relex_airflow.wakeups import AnyWindowTrigger, build_wakeup_dag, due
+from relex_core.collect import collect
+from relex_core.publish import spec_digest
+
+
+def form(folder: Path) -> dict[str, Any]:  # noqa: F811
+    """Parameters of a run of the main DAG; the questions are never read here."""
+    splits = {name: {"task": {"name": name, "file": f"/q/{name}.jsonl"}} for name in ("select", "confirm")}
+    spec = spec_of(folder)
+    places = {"base": spec.base, "trajectory": spec.trajectory, "run_root": spec.run_root}
+    return {**places, "t_cut": T_CUT, "shards": 1, "spec": {"evaluation": splits}}
+
+
+@pytest.mark.parametrize("target", ["kfp", "vertex"])
+def test_the_pipeline_is_submitted_between_two_sensors(target: Literal["kfp", "vertex"]) -> None:
+    dag = build_submission_dag("relex_there", target, "/venv/bin/python", {"RELEX_PIPELINE": "/relex.yaml"})
+    json.dumps(DagSerialization.to_dict(dag))
+    submit = dag.get_task("submit")
+    assert (submit.module, submit.arguments[:2]) == ("relex_kfp", ["submit", target])
+    assert submit.environment["RELEX_PIPELINE"] == "/relex.yaml"
+    assert submit.upstream_task_ids == {"start"}
+    assert submit.downstream_task_ids == {"wait_for_outcome"}
+    assert dag.get_task("wait_for_outcome").until == "published"
+
+
+def test_the_outcome_is_waited_for(folder: Path) -> None:  # noqa: F811
+    from test_sensor import deferred, fired
+
+    spec = spec_of(folder)
+    collect(spec)
+    made = sensor(folder, until="published")
+    trigger = deferred(made)
+    outcome = {"decision": "keep_observed", "candidate": "last_observed", "checkpoint_uri": "/x"}
+    outcome |= {"training_steps_saved": 0, "window_digest": "sha256:1", "spec_digest": spec_digest(spec)}
+    (folder / "run/published.json").write_text(json.dumps(outcome))
+    assert made.resume_execution("resumed", {"event": fired(trigger)}, {})["verdict"] == "done"
+
+
+def test_what_is_due_is_listed_anew_and_always_has_the_same_name(folder: Path) -> None:  # noqa: F811
+    hold_back(folder, T_CUT)
+    assert due([form(folder)]) == []
+    go_on(folder)
+    [one] = due([form(folder)])
+    assert one["conf"] == form(folder)
+    assert due([form(folder)] * 2) == [one, one], "Airflow skips the second run of a name"
+    collect(spec_of(folder))
+    assert due([form(folder)]) == [one]
+    [other] = due([{**form(folder), "spec": {**form(folder)["spec"], "decision": {"min_gain": 0.1}}}])
+    assert other["trigger_run_id"] != one["trigger_run_id"]
+
+
+def test_the_watcher_tells_of_a_window_once(folder: Path) -> None:  # noqa: F811
+    hold_back(folder, T_CUT)
+    trigger = AnyWindowTrigger([spec_of(folder).model_dump_json()], interval=0.05)
+    path, arguments = trigger.serialize()
+    assert path == "relex_airflow.wakeups.AnyWindowTrigger"
+
+    async def events() -> list[dict[str, Any]]:
+        found, stream = [], AnyWindowTrigger(**json.loads(json.dumps(arguments))).run()
+        waiting = asyncio.ensure_future(anext(stream))
+        done, _ = await asyncio.wait([waiting], timeout=3)
+        assert not done
+        go_on(folder)
+        found.append((await waiting).payload)
+        second = asyncio.ensure_future(anext(stream))
+        done, _ = await asyncio.wait([second], timeout=3)
+        assert not done
+        second.cancel()
+        with suppress(asyncio.CancelledError):
+            await second
+        return found
+
+    assert asyncio.run(events()) == [{"manifest": str(folder / "run/window.json")}]
+
+
+def test_the_woken_dag_starts_one_run_a_window(folder: Path) -> None:  # noqa: F811
+    dag = build_wakeup_dag("relex_wakeups", [form(folder)])
+    stored = DagSerialization.to_dict(dag)
+    assert "AssetOrTimeSchedule" in stored["dag"]["timetable"]["__type"]
+    DagSerialization.from_dict(json.loads(json.dumps(stored)))
+    start = dag.get_task("start")
+    assert start.partial_kwargs["skip_when_already_exists"] is True
+    assert start.partial_kwargs["trigger_dag_id"] == "relex"

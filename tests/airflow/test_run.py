@@ -1,0 +1,85 @@
+"""The DAG, run by Airflow from end to end: every stage a process of its own, in the environment that has torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow_support import DEFERRED, RELEX_PYTHON, SAME, dags_test, go_on, hold_back, in_relex, make_run, states
+
+pytestmark = pytest.mark.usefixtures("relex_reports")
+T_CUT = 8
+
+
+def run_dag(home: Path, params: dict[str, Any], folder: Path, **environment: str) -> str:
+    """Run it once; what was held back of the trajectory comes when the sensor has deferred. Returns the log."""
+    log = []
+    with dags_test(home, params, **environment) as process:
+        assert process.stdout
+        for line in process.stdout:
+            log.append(line)
+            if DEFERRED in line and "each_" not in line:
+                go_on(folder)
+        assert process.wait() == 0, "".join(log[-100:])
+    return "".join(log)
+
+
+def test_the_window_completes_while_the_sensor_is_deferred_and_a_candidate_is_promoted(
+    airflow_home: Path, tmp_path: Path
+) -> None:
+    params = make_run(tmp_path, candidates=0.9, last_observed=0.3, targets=[20]) | {"shards": 2}
+    hold_back(tmp_path, T_CUT)
+    log = run_dag(airflow_home, params, tmp_path)
+    assert log.count(DEFERRED) == 1
+    seen = states(airflow_home)
+    assert (seen["promote"], seen["keep_observed"], seen["undecided"]) == ("success", "skipped", "skipped")
+    assert {state for task, state in seen.items() if task not in ("keep_observed", "undecided")} == {"success"}
+    outcome = json.loads((tmp_path / "run/published.json").read_text())
+    assert (outcome["decision"], outcome["training_steps_saved"]) == ("promote", 12)
+    assert (tmp_path / "run/report.html").stat().st_size
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    log = run_dag(airflow_home, params, tmp_path)
+    assert DEFERRED not in log
+    seen = states(airflow_home)
+    assert (seen["start"], seen["collect.run"], seen["publish.run"], seen["outcome"]) == (
+        "success",
+        "skipped",
+        "skipped",
+        "success",
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+KILLED_ONCE = """#!/bin/sh
+if [ "$3" = fit ] && [ ! -e {folder}/killed ]; then
+  touch {folder}/killed
+  {python} "$@" & fit=$!
+  while [ -z "$(ls {folder}/run/fit 2>/dev/null)" ] && kill -0 $fit; do sleep 0.05; done
+  kill -9 $fit
+  kill -9 $$
+fi
+exec {python} "$@"
+"""
+
+
+def test_a_task_that_was_killed_is_tried_again_and_the_result_is_that_of_relex_run(
+    airflow_home: Path, tmp_path: Path
+) -> None:
+    params = make_run(tmp_path, candidates=0.1, last_observed=0.5, targets=[20])
+    wrapper = tmp_path / "python"
+    wrapper.write_text(KILLED_ONCE.format(folder=tmp_path, python=RELEX_PYTHON))
+    wrapper.chmod(0o755)
+    log = run_dag(airflow_home, params, tmp_path, RELEX_PYTHON=str(wrapper))
+    assert "relex fit ended with status -9" in log
+    seen = states(airflow_home)
+    assert (seen["promote"], seen["keep_observed"]) == ("skipped", "success")
+
+    spec = {**params["spec"], **{name: params[name] for name in ("base", "trajectory")}, "window": {"t_cut": T_CUT}}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [RELEX_PYTHON, "-m", "relex_core", "run", str(tmp_path / "spec.json"), "--out", str(tmp_path / "other")]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    in_relex(SAME, str(tmp_path / "run"), str(tmp_path / "other"))
