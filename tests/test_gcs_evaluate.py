@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,6 @@ def answers(store: Store) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-@pytest.mark.skipif(find_spec("relex_core.evaluate.scratch") is None, reason="models must lie on the local disk")
 def test_an_evaluation_on_gcs_equals_a_local_one(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from relex_core.collect import collect
 from relex_core.publish import published
 from relex_core.run import run as run_all
 from relex_core.storage import open_store, write_bytes
-
-needs_report = pytest.mark.skipif(find_spec("relex_core.report") is None, reason="there is no report yet")
 
 
 def relex(folder: Path, *arguments: str, **sections: Any) -> subprocess.CompletedProcess[str]:
@@ -68,7 +65,6 @@ def test_later_steps_do_not_run_after_one_that_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_report
 @pytest.mark.parametrize(
     ("candidates", "shards", "decision", "saved"), [(0.9, 3, "promote", 12), (0.1, 1, "keep_observed", 0)]
 )
@@ -94,7 +90,6 @@ def test_the_pipeline_makes_what_relex_run_makes(
 
 
 @pytest.mark.slow
-@needs_report
 def test_a_pipeline_that_was_killed_goes_on(tmp_path: Path) -> None:
     """With half of the work gone: what is there is used, what is not is made, and the bytes are the same."""
     scripted_run(tmp_path, candidates=0.9, last_observed=0.3)
@@ -110,7 +105,6 @@ def test_a_pipeline_that_was_killed_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_report
 def test_the_pipeline_on_gcs(tmp_path: Path, fake_gcs: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Base, trajectory, questions and run directory in a bucket; the processes share nothing else."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
