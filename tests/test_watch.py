@@ -351,3 +351,16 @@ def test_a_permission_that_is_lacking_ends_the_watch_and_a_passing_failure_does_
             watch(spec.model_copy(update={"run_root": str(trajectory / "other")}), "test", lambda *_: None, options)
         assert caught.value.exit_code == 5  # type: ignore[attr-defined]
         assert len(front.seen("list", "")) == 3, "a lacking permission is not asked for again"
+
+
+@pytest.mark.parametrize("missing", ["trainer_state.json", "model-00002-of-00002.safetensors"])
+def test_a_step_that_is_still_being_written_is_not_captured(trajectory: Path, missing: str) -> None:
+    (trajectory / "checkpoint-8" / missing).rename(trajectory / "later")
+    spec, options = load_spec(trajectory / "spec.yaml"), WatchOptions(capture=True, interval=0.1, timeout=0.5)
+    with pytest.raises(WindowNotReady):
+        watch(spec, "test", lambda *_: None, options)
+    captured = [path.name for path in sorted((trajectory / "run/captured").iterdir())]
+    assert captured == [f"step-{step:012d}.relexpatch" for step in STEPS[:-1]]
+    (trajectory / "later").rename(trajectory / "checkpoint-8" / missing)
+    assert watch(spec, "test", lambda *_: None, options).by_this_worker
+    assert len(list((trajectory / "run/captured").iterdir())) == len(STEPS)
