@@ -6,8 +6,8 @@ One object holds one step:
 
 The index comes last because the lengths of the stored blocks are only known when they are written. A patch is what
 `zstd --patch-from` makes: the block, compressed with the earlier one as dictionary. RL steps in bfloat16 change 1-3 %
-of the weights; such a patch takes 1/88 to 1/32 of the bytes and is unpacked at 1-2 GB/s outside of the interpreter's
-lock, where an exclusive or followed by zstd takes 1/77 to 1/29 and holds the lock (benchmarks/capture.py; 1 MiB blocks, level 3).
+of the weights; such a patch takes 1/88 to 1/32 of the bytes and is unpacked at 1-2 GB/s a core, outside of the
+interpreter's lock (benchmarks/capture.py). An exclusive or followed by zstd is no smaller, and Python's holds the lock.
 
 Nothing here trusts an index: lengths are held against the object's size, and a block's declared size against what it
 must be, before anything is read or allocated by their word.
