@@ -47,10 +47,10 @@ class Fitted:
         self.slope, self.intercept = np.polyfit(steps, coefficients, 1)
         self.last, self.now, self.share, self.step = rows[-1], coefficients[-1], share, steps[-1]
         if len(shape) == 2:
-            matrix = torch.from_numpy(self.v.reshape(shape))
+            matrix = self.v.reshape(shape)
             found = spectrum(matrix)
             self.rank, self.side = noise_edge_rank(found.values, max(shape)), min(shape)
-            self.cut = cut(matrix, found, self.rank).elements(0, matrix.numel()).numpy()
+            self.cut = cut(matrix, found, self.rank).elements(0, matrix.size)
 
     def predictions(self, target: int) -> list[np.ndarray]:
         """Of the delta: hold, line, line cut, calibrated, calibrated cut, drift."""

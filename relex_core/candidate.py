@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
@@ -157,9 +158,7 @@ def _config(data: bytes, output: Output) -> bytes:
     return json.dumps({**config, field: written}, indent=2).encode() + b"\n"
 
 
-def write_provenance(
-    store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output, torch_version: str
-) -> None:
+def write_provenance(store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output) -> None:
     """Write relex.json, the marker that the candidate is complete."""
     prefix = f"{output.folder}/"
     candidate = Candidate(
@@ -173,6 +172,6 @@ def write_provenance(
         fit_key=fit.fit_key,
         key=output.key,
         files={info.name.removeprefix(prefix): info.size for info in store.list(output.folder)},
-        versions={"relex": __version__, "torch": torch_version},
+        versions={"relex": __version__, "numpy": version("numpy")},
     )
     write_bytes(store, prefix + layout.PROVENANCE, candidate.model_dump_json(indent=1).encode())

@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
-import torch
-
 from relex_core import layout
 from relex_core.candidate import (
     Candidate,
@@ -92,7 +90,7 @@ def extrapolate(
         _write_weights(store, Sources(run, manifest, fit, base, guidance), base, pending)
     for output in pending:
         write_companions(store, manifest, output)
-        write_provenance(store, manifest, fit, output, torch.__version__)
+        write_provenance(store, manifest, fit, output)
     if pending:
         names, seconds = [output.recipe.name for output in pending], round(time.monotonic() - started, 1)
         record_event(run, "extrapolated", seconds=seconds, candidates=names)

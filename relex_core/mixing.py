@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from relex_core.candidate import Output
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
+from relex_core.dtypes import NUMPY_DTYPES, as_bytes, finite
 from relex_core.errors import DataError
 from relex_core.fit import FitArtifact
 from relex_core.fit.columns import STATE_COLUMN, rank_columns
-from relex_core.fit.dtypes import TORCH_DTYPES
 from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
@@ -58,10 +57,10 @@ class Columns:
     def __getitem__(self, column: str) -> TensorReader:
         return self._readers[column]
 
-    def matrix(self, column: str, entry: TensorInfo) -> Tensor:
+    def matrix(self, column: str, entry: TensorInfo) -> np.ndarray:
         """One tensor of a column, whole: "m n" of float32."""
         piece = MixedPiece(entry.name, 0, entry.numel)
-        return read_piece(self._readers[column], piece).to(torch.float32).view(entry.shape)
+        return read_piece(self._readers[column], piece).astype(np.float32, copy=False).reshape(entry.shape)
 
 
 class Sources:
@@ -101,22 +100,27 @@ class Sources:
         if tensor is None:  # integers: state, not weights
             state = self._columns[STATE_COLUMN]
             kept = read_piece(state, piece) if piece.name in state.tensors else raw
-            return piece.stop - piece.start, [_bytes(kept)] * len(outputs)
+            return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
         mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
         named = [_columns_of(mix, output, piece) for mix, output in zip(mixes, outputs, strict=True)]
-        wide = raw.dtype == torch.float64 or any(output.dtypes[piece.name] == "F64" for output in outputs)
-        dtype = torch.float64 if wide else torch.float32
-        base = raw.to(dtype)
-        columns = {column: self._column(column, piece).to(dtype) for column in _used(named)}
-        deltas = {t: read_piece(self._step(t), piece).to(dtype) - base for t in _used(m.observed for m in mixes)}
+        wide = raw.dtype == np.float64 or any(output.dtypes[piece.name] == "F64" for output in outputs)
+        dtype = np.float64 if wide else np.float32
+        base = raw.astype(dtype, copy=False)
+        columns = {column: self._column(column, piece).astype(dtype, copy=False) for column in _used(named)}
+        deltas = {t: self._delta(t, piece, base) for t in _used(m.observed for m in mixes)}
         return piece.stop - piece.start, [
-            _bytes(_mixed(raw, base, _terms(along, columns) + _terms(mix.observed, deltas), output, piece))
+            as_bytes(_mixed(raw, base, _terms(along, columns) + _terms(mix.observed, deltas), output, piece))
             for mix, along, output in zip(mixes, named, outputs, strict=True)
         ]
 
-    def _column(self, column: Column, piece: MixedPiece) -> Tensor:
+    def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
         name, rank = column
         return read_piece(self._columns[name], piece) if rank is None else piece.cuts[column].elements(*_range(piece))
+
+    def _delta(self, step: int, piece: MixedPiece, base: np.ndarray) -> np.ndarray:
+        delta = read_piece(self._step(step), piece).astype(base.dtype, copy=False)
+        delta -= base
+        return delta
 
     def _step(self, step: int) -> Reader:
         """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
@@ -128,13 +132,13 @@ class Sources:
             return self._observed[step]
 
 
-def read_piece(reader: Reader, piece: MixedPiece) -> Tensor:
+def read_piece(reader: Reader, piece: MixedPiece) -> np.ndarray:
     """The piece's weights out of one reader, in the dtype they are stored in."""
     dtype = reader.tensors[piece.name].dtype
     item = ITEM_BYTES[dtype]
-    buffer = torch.empty((piece.stop - piece.start) * item, dtype=torch.uint8)
-    reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer.numpy()))
-    return buffer.view(TORCH_DTYPES[dtype])
+    buffer = np.empty((piece.stop - piece.start) * item, dtype=np.uint8)
+    reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer))
+    return buffer.view(NUMPY_DTYPES[dtype])
 
 
 def _range(piece: MixedPiece) -> tuple[int, int]:
@@ -163,26 +167,29 @@ def _used(mappings: Iterable[Mapping[K, float]]) -> set[K]:
     return {key for mapping in mappings for key, value in mapping.items() if value != 0.0}
 
 
-def _terms(coefficients: Mapping[K, float], tensors: Mapping[K, Tensor]) -> list[tuple[Tensor, float]]:
+def _terms(coefficients: Mapping[K, float], tensors: Mapping[K, np.ndarray]) -> list[tuple[np.ndarray, float]]:
     return [(tensors[key], value) for key, value in coefficients.items() if value != 0.0]
 
 
 def _mixed(
-    raw: Tensor, base: Tensor, terms: Sequence[tuple[Tensor, float]], output: Output, piece: MixedPiece
-) -> Tensor:
+    raw: np.ndarray, base: np.ndarray, terms: Sequence[tuple[np.ndarray, float]], output: Output, piece: MixedPiece
+) -> np.ndarray:
     """One candidate's weights, "n" in the output's dtype.
 
     Raises:
         DataError: they are not finite there.
     """
-    dtype = TORCH_DTYPES[output.dtypes[piece.name]]
-    weights = raw.to(dtype)  # without a term bit for bit the base, negative zeros included
-    if terms:
-        displacement = torch.zeros_like(base)
-        for direction, coefficient in terms:
-            displacement.add_(direction, alpha=coefficient)
-        weights = (base + displacement).to(dtype)
-    if not torch.isfinite(weights).all():
+    dtype = NUMPY_DTYPES[output.dtypes[piece.name]]
+    with np.errstate(over="ignore"):  # refused below
+        if terms:
+            displacement = np.zeros_like(base)
+            for direction, coefficient in terms:
+                displacement += direction * base.dtype.type(coefficient)
+            displacement += base
+            weights: np.ndarray = displacement.astype(dtype, copy=False)
+        else:
+            weights = raw.astype(dtype, copy=False)  # bit for bit the base, negative zeros included
+    if not finite(weights):
         raise DataError(
             f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
             where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
@@ -190,7 +197,3 @@ def _mixed(
             next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
         )
     return weights
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy())

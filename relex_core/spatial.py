@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 BLOCK = 1024
 """Rows that are converted to float64 at a time."""
@@ -23,9 +22,9 @@ BLOCK = 1024
 class Spectrum:
     """Singular values of a matrix, and the singular vectors of its shorter side."""
 
-    values: Float[Tensor, " side"]
+    values: Float[np.ndarray, " side"]
     """Descending, float64."""
-    vectors: Float[Tensor, "side side"]
+    vectors: Float[np.ndarray, "side side"]
     """One a column, float64."""
 
 
@@ -33,37 +32,37 @@ class Spectrum:
 class CutMatrix:
     """A matrix of low rank, as a product: (m + n) · k numbers in place of m · n."""
 
-    left: Float[Tensor, "m k"]
-    right: Float[Tensor, "k n"]
+    left: Float[np.ndarray, "m k"]
+    right: Float[np.ndarray, "k n"]
 
-    def elements(self, start: int, stop: int) -> Float[Tensor, " n"]:
+    def elements(self, start: int, stop: int) -> Float[np.ndarray, " n"]:
         """Elements `start` to `stop` of the flattened matrix."""
         columns = self.right.shape[1]
         first, last = start // columns, -(-stop // columns)
-        flat = (self.left[first:last] @ self.right).flatten()
+        flat: np.ndarray = (self.left[first:last] @ self.right).ravel()
         return flat[start - first * columns : stop - first * columns]
 
 
-def spectrum(matrix: Float[Tensor, "m n"]) -> Spectrum:
+def spectrum(matrix: Float[np.ndarray, "m n"]) -> Spectrum:
     """Singular values and vectors of the shorter side; matrix: finite, of any float dtype."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    gram = np.zeros((tall.shape[1], tall.shape[1]))
     for start in range(0, len(tall), BLOCK):
-        rows = tall[start : start + BLOCK].double()
-        gram.addmm_(rows.T, rows)
-    squares, vectors = torch.linalg.eigh(gram)
-    return Spectrum(squares.flip(0).clamp(min=0).sqrt(), vectors.flip(1))
+        rows = tall[start : start + BLOCK].astype(np.float64)
+        gram += rows.T @ rows
+    squares, vectors = np.linalg.eigh(gram)
+    return Spectrum(np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1])
 
 
-def cut(matrix: Float[Tensor, "m n"], found: Spectrum, rank: int) -> CutMatrix:
+def cut(matrix: Float[np.ndarray, "m n"], found: Spectrum, rank: int) -> CutMatrix:
     """The matrix cut to rank `rank`, by projecting it onto its first singular vectors; found: its spectrum."""
-    kept = found.vectors[:, :rank].to(matrix.dtype)
+    kept = found.vectors[:, :rank].astype(matrix.dtype)
     if matrix.shape[0] >= matrix.shape[1]:
-        return CutMatrix(matrix @ kept, kept.T.contiguous())
+        return CutMatrix(matrix @ kept, np.ascontiguousarray(kept.T))
     return CutMatrix(kept, kept.T @ matrix)
 
 
-def noise_edge_rank(values: Float[Tensor, " side"], longer: int) -> int:
+def noise_edge_rank(values: Float[np.ndarray, " side"], longer: int) -> int:
     """How many singular values stand out of the noise, at least 1.
 
     The optimal hard threshold for a low-rank matrix in white noise of unknown size (Gavish & Donoho 2014, equation 11
@@ -76,4 +75,4 @@ def noise_edge_rank(values: Float[Tensor, " side"], longer: int) -> int:
     """
     beta = len(values) / longer
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    return max(int((values > omega * values.median()).sum()), 1)
+    return max(int((values > omega * np.median(values)).sum()), 1)

@@ -40,6 +40,7 @@ ORDER = (
     "fit.columns",
     "fit.artifact",
     "plan",
+    "dtypes",
     "fit",
     "forecast",
     "probe",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
 from relex_core.collect import identical_steps
+from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.stream import Part
 from relex_core.manifest import CheckpointRecord, WindowManifest
@@ -35,10 +35,10 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     if part.grams is None or np.isfinite(part.grams).all():
         return
     name = part.segment.tensor.name
-    if not torch.isfinite(part.base).all():
+    if not finite(part.base):
         raise DataError(f"the base holds NaN or Inf in tensor {name}", where="base", next_step="use a sound base")
     for step, row in zip(steps, part.slices, strict=True):
-        if not torch.isfinite(row).all():
+        if not finite(row):
             raise DataError(
                 f"step {step} holds NaN or Inf in tensor {name}",
                 where=f"step {step}, tensor {name}",

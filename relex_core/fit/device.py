@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ctypes
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from relex_core.errors import SpecError
+from relex_core.fit.memory import HostMemory, Memory
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one.
+def choose_memory(device: str) -> Memory:
+    """Where the fit computes; "auto" is CUDA where there is one. torch is loaded only for CUDA.
 
     Raises:
         SpecError: there is no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or (device == "auto" and not _has_cuda_driver()):
+        return HostMemory()
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise SpecError(f"unknown device {name!r}", expected="auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SpecError(f"unknown device {device!r}", expected="auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cpu":
+        return HostMemory()
+    if chosen.type != "cuda":
+        raise SpecError(f"unsupported device {device!r}", expected="auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
         raise SpecError(
-            f"device {name!r}: this machine or this build of torch has no CUDA", next_step="use device: auto"
+            f"device {device!r}: this machine or this build of torch has no CUDA", next_step="use device: auto"
         )
-    if device.type not in ("cpu", "cuda"):
-        raise SpecError(f"unsupported device {name!r}", expected="auto, cpu, cuda or cuda:N")
-    return device
+    from relex_core.fit.torch_memory import TorchMemory
+
+    return TorchMemory(chosen)
+
+
+def _has_cuda_driver() -> bool:
+    """Whether there is any point in asking torch, which takes seconds to load."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def resident_bytes() -> int:
@@ -48,16 +65,7 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-@contextmanager
-def one_thread_per_call() -> Iterator[None]:
+def one_thread_per_call() -> AbstractContextManager[object]:
     """The fit runs one thread per core itself; products that start threads of their own only get in the way."""
-    threads = torch.get_num_threads()
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from relex_core import layout
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
+from relex_core.dtypes import as_bytes
 from relex_core.errors import ObjectNotFound
 from relex_core.fit.basis import Basis
 from relex_core.fit.columns import STATE_COLUMN
@@ -46,17 +45,17 @@ class GroupFiles:
         self._store, self._group, self._groups = store, group, groups
         self._dtype, self._metadata = dtype, metadata
         self._alone = len(group.tensors) == 1
-        self._kept: dict[str, list[tuple[PlannedTensor, list[Tensor]]]] = {}
+        self._kept: dict[str, list[tuple[PlannedTensor, list[np.ndarray]]]] = {}
         self._state: list[tuple[PlannedTensor, bytes]] = []
 
-    def add(self, tensor: PlannedTensor, basis: Basis, directions: Iterator[Tensor]) -> None:
+    def add(self, tensor: PlannedTensor, basis: Basis, directions: Iterator[np.ndarray]) -> None:
         """Take one tensor's directions: "columns n" a piece, in order."""
         if self._alone:
             with ExitStack() as stack:
                 streams = [stack.enter_context(self._writer(name, [tensor])) for name in basis.names]
                 for piece in directions:
                     for stream, row in zip(streams, piece, strict=True):
-                        stream.write(_bytes(row))
+                        stream.write(as_bytes(row))
             return
         pieces = list(directions)
         for column, name in enumerate(basis.names):
@@ -72,7 +71,7 @@ class GroupFiles:
             with self._writer(name, [tensor for tensor, _ in kept]) as stream:
                 for _, rows in kept:
                     for row in rows:
-                        stream.write(_bytes(row))
+                        stream.write(as_bytes(row))
         if self._state:
             described: list[TensorDescription] = [
                 (tensor.name, tensor.dtype, tensor.shape) for tensor, _ in self._state
@@ -89,10 +88,6 @@ class GroupFiles:
         return layout.stored_column(name, self._group.number, self._groups)
 
 
-def _bytes(row: Tensor) -> memoryview:
-    return memoryview(row.contiguous().view(torch.uint8).numpy())
-
-
 def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> None:
     """Write Gram matrices, with everything else that is known about their tensors in the file's metadata."""
     facts = {name: value for name, value in vars(result).items() if name != "grams"}
@@ -100,7 +95,7 @@ def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> No
     described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in result.grams.items()]
     with safetensors_writer(store, key, described, metadata) as stream:
         for gram in result.grams.values():
-            stream.write(memoryview(np.ascontiguousarray(gram)).cast("B"))
+            stream.write(as_bytes(gram))
 
 
 def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:

@@ -4,56 +4,57 @@
     G   = M Mᵀ                 float32 products within a tile, float64 sums over tiles
     D   = Cᵀ M                 float32
 
-A tile "T m" stays in the cache between conversion, subtraction and product. On CUDA the same loop runs on the
-device, on a stream per thread, with IEEE float32 products (TF32 would keep 10 bits of each delta).
+A tile "T m" stays in the cache between conversion, subtraction and product. The same lines run on numpy arrays (CPU)
+and on torch tensors (CUDA, with IEEE float32 products: TF32 would keep 10 bits of each delta); memory.py has the
+difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Float64
-from torch import Tensor
 
-from relex_core.plan import BLOCK_COLUMNS, tile_columns
+from relex_core.fit.memory import HostMemory, Memory
+from relex_core.plan import BLOCK_COLUMNS
 
 
 class Tiles:
     """Scratch memory of one thread: turns slices of checkpoints into tiles of deltas."""
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self.device = device
-        self._columns = tile_columns(steps)
-        self._deltas = torch.empty((steps, self._columns), dtype=torch.float32, device=device)
-        self._base = torch.empty(self._columns, dtype=torch.float32, device=device)
+    def __init__(self, steps: int, memory: Memory | None = None) -> None:
+        self.memory = memory or HostMemory()
+        self._columns = self.memory.tile_columns(steps)
+        self._deltas = self.memory.empty((steps, self._columns), "float32")
+        self._base = self.memory.empty((self._columns,), "float32")
 
     def deltas(
-        self, slices: Float[Tensor, "T n"], base: Float[Tensor, " n"]
-    ) -> Iterator[tuple[int, Float32[Tensor, "T m"], Float32[Tensor, " m"]]]:
+        self, slices: Float[Any, "T n"], base: Float[Any, " n"]
+    ) -> Iterator[tuple[int, Float32[Any, "T m"], Float32[Any, " m"]]]:
         """Tiles from left to right: (first column, deltas, base); the memory of both is reused by the next tile.
 
         Args:
             slices: the window's values of n weights, any float dtype.
             base: the base's values of them, any float dtype.
         """
-        wide = torch.float64 in (slices.dtype, base.dtype)  # float64 must be subtracted before it is rounded
+        wide = 8 in (slices.dtype.itemsize, base.dtype.itemsize)  # float64 must be subtracted before it is rounded
         for start in range(0, slices.shape[1], self._columns):
             piece, base_piece = slices[:, start : start + self._columns], base[start : start + self._columns]
             columns = piece.shape[1]
             tile, base_tile = self._deltas[:, :columns], self._base[:columns]
-            base_tile.copy_(base_piece)
+            base_tile[...] = base_piece
             if wide:
-                tile.copy_(piece.double() - base_piece.double())
+                tile[...] = piece - base_piece
             else:
-                tile.copy_(piece)
-                tile.sub_(base_tile)
+                tile[...] = piece
+                tile -= base_tile
             yield start, tile, base_tile
 
 
 def block_grams(
-    slices: Float[Tensor, "T n"], base: Float[Tensor, " n"], tiles: Tiles
+    slices: Float[np.ndarray, "T n"], base: Float[np.ndarray, " n"], tiles: Tiles
 ) -> tuple[Float64[np.ndarray, "b T T"], Float64[np.ndarray, " b"]]:
     """Gram matrices of the deltas, one for every BLOCK_COLUMNS columns.
 
@@ -61,53 +62,41 @@ def block_grams(
     then the same whatever stripes they came from.
 
     Args:
-        slices: any float dtype, on the device.
-        base: any float dtype, on the device.
+        slices: any float dtype, on the host.
+        base: any float dtype, on the host.
 
     Returns:
         (Gram matrices, squared norms of the base), both by block.
     """
     steps, columns = slices.shape
-    blocks = -(-columns // BLOCK_COLUMNS)
-    grams = torch.zeros((blocks, steps, steps), dtype=torch.float64, device=tiles.device)
-    squares = torch.zeros(blocks, dtype=torch.float64, device=tiles.device)
-    for start, tile, base_tile in tiles.deltas(slices, base):
+    blocks, memory = -(-columns // BLOCK_COLUMNS), tiles.memory
+    grams, squares = memory.empty((blocks, steps, steps), "float64"), memory.empty((blocks,), "float64")
+    grams[...], squares[...] = 0.0, 0.0
+    for start, tile, base_tile in tiles.deltas(memory.load(slices), memory.load(base)):
         block = start // BLOCK_COLUMNS
-        grams[block] += _product(tile)
-        squares[block] += torch.dot(base_tile, base_tile)
-    return grams.cpu().numpy(), squares.cpu().numpy()
-
-
-def _product(tile: Float32[Tensor, "T m"]) -> Float32[Tensor, "T T"]:
-    """M Mᵀ of one tile."""
-    if tile.device.type != "cpu":
-        return torch.mm(tile, tile.T)
-    # numpy sees the symmetric product and calls BLAS ssyrk, half the work of a general product: 65 against 43
-    # GFLOP/s for torch.mm at T = 24 on the machine above, 107 against 64 at T = 150.
-    array = tile.numpy()
-    return torch.from_numpy(np.matmul(array, array.T))
+        # numpy sees the symmetric product and calls BLAS ssyrk, half the work of a general one: 65 against 43 GFLOP/s
+        # for torch.mm at T = 24 on two cores of an AMD EPYC, 107 against 64 at T = 150.
+        grams[block] += tile @ tile.T
+        squares[block] += base_tile @ base_tile
+    return memory.fetch(grams), memory.fetch(squares)
 
 
 def mix(
-    slices: Float[Tensor, "T n"],
-    base: Float[Tensor, " n"],
+    slices: Float[np.ndarray, "T n"],
+    base: Float[np.ndarray, " n"],
     mixing: Float64[np.ndarray, "T r"],
     tiles: Tiles,
-    dtype: torch.dtype,
-) -> Float[Tensor, "r n"]:
+) -> Float32[np.ndarray, "r n"]:
     """Directions D = Cᵀ M.
 
     Args:
-        slices: any float dtype, on the device.
-        base: any float dtype, on the device.
+        slices: any float dtype, on the host.
+        base: any float dtype, on the host.
         mixing: C.
-        dtype: of the result.
-
-    Returns:
-        D, on the CPU.
     """
-    weights = torch.from_numpy(np.ascontiguousarray(mixing.T)).to(tiles.device, torch.float32)
-    mixed = torch.empty((weights.shape[0], slices.shape[1]), dtype=dtype, device=tiles.device)
-    for start, tile, _ in tiles.deltas(slices, base):
-        mixed[:, start : start + tile.shape[1]] = torch.mm(weights, tile)
-    return mixed.cpu()
+    memory = tiles.memory
+    weights = memory.load(np.ascontiguousarray(mixing.T, dtype=np.float32))
+    mixed = memory.empty((mixing.shape[1], slices.shape[1]), "float32")
+    for start, tile, _ in tiles.deltas(memory.load(slices), memory.load(base)):
+        mixed[:, start : start + tile.shape[1]] = weights @ tile
+    return memory.fetch(mixed)

@@ -17,18 +17,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
 from relex_core.collect import load_spec_of
+from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, decompose, stored_basis
 from relex_core.fit.checks import refuse_another_base, refuse_identical_steps, refuse_non_finite
-from relex_core.fit.device import choose_device, one_thread_per_call, peak_resident_bytes, resident_bytes
+from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
 from relex_core.fit.gram import mix
 from relex_core.fit.key import fit_key
+from relex_core.fit.memory import Memory
 from relex_core.fit.stream import Part, WindowStream
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
@@ -52,20 +52,19 @@ class FitContext:
     observed: tuple[Reader, ...]
     store: Store
     key: str
-    device: torch.device
+    memory: Memory
     pool: ThreadPoolExecutor
     rows: ThreadPoolExecutor | None
     workers: int
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> str:
         """Of the stored directions."""
-        return torch.bfloat16 if self.spec.direction_dtype == "bfloat16" else torch.float32
+        return "BF16" if self.spec.direction_dtype == "bfloat16" else "F32"
 
     def files(self, group: Group) -> GroupFiles:
-        dtype = "BF16" if self.dtype == torch.bfloat16 else "F32"
         metadata = {"format": "pt", "window_digest": self.manifest.digest, "fit_key": self.key}
-        return GroupFiles(self.store, group, len(self.plan.groups), dtype, metadata)
+        return GroupFiles(self.store, group, len(self.plan.groups), self.dtype, metadata)
 
 
 def fit_groups(run: str, shard: int, shards: int) -> None:
@@ -79,7 +78,7 @@ def fit_groups(run: str, shard: int, shards: int) -> None:
         As `relex_core.fit.fit`.
     """
     spec, manifest = load_spec_of(run), load_manifest(run)
-    device = choose_device(spec.fit.device)
+    memory = choose_memory(spec.fit.device)
     workers = len(os.sched_getaffinity(0))
     base, observed = _open_readers(manifest)
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
@@ -87,7 +86,7 @@ def fit_groups(run: str, shard: int, shards: int) -> None:
     groups = shard_groups(plan.groups, shard, shards)
     with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, _row_reads(manifest) as rows:
         key, store = fit_key(spec, manifest), open_store(run)
-        context = FitContext(spec.fit, manifest, plan, base, observed, store, key, device, pool, rows, workers)
+        context = FitContext(spec.fit, manifest, plan, base, observed, store, key, memory, pool, rows, workers)
         with one_thread_per_call():
             _fit_left(context, groups)
 
@@ -112,7 +111,7 @@ def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
     with progress("fit", sum(map(context.plan.group_bytes, left)), unit="bytes") as advance:
         visits = (visit for group in left for visit in context.plan.visits(group))
         stream = WindowStream(
-            context.plan, visits, context.base, context.observed, context.pool, context.device, advance, context.rows
+            context.plan, visits, context.base, context.observed, context.pool, context.memory, advance, context.rows
         )
         meter = _Meter(context)
         for group in left:
@@ -142,7 +141,7 @@ class _Meter:
 
 def _fit_group(context: FitContext, group: Group, stream: WindowStream, meter: _Meter) -> GroupResult:
     """Fit one group and write its files, the Gram matrices last."""
-    result = GroupResult(device=str(context.device))
+    result = GroupResult(device=context.memory.name)
     written = context.files(group)
     for tensor in group.tensors:
         if not tensor.floating:
@@ -176,13 +175,15 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream, meter: _
     return result
 
 
-def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream: WindowStream) -> Iterator[Tensor]:
+def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream: WindowStream) -> Iterator[np.ndarray]:
     """The mixed directions of one tensor, "columns n" a part, in order."""
 
-    def mixed(part: Part) -> tuple[Part, Tensor]:
-        with torch.cuda.stream(stream.scratch.stream):
-            slices, base = stream.on_device(part.slices), stream.on_device(part.base)
-            return part, mix(slices, base, basis.mixing, stream.scratch.tiles, context.dtype)
+    dtype = NUMPY_DTYPES[context.dtype]
+
+    def mixed(part: Part) -> tuple[Part, np.ndarray]:
+        with context.memory.in_order():
+            directions = mix(part.slices, part.base, basis.mixing, stream.scratch.tiles)
+            return part, directions.astype(dtype, copy=False)
 
     # Parts that wait for their turn hold their stripes: leave a buffer to read the next one into.
     ahead = min(context.workers + 1, context.plan.buffers - 1)
@@ -195,8 +196,8 @@ def _changed_state(tensor: PlannedTensor, stream: WindowStream) -> bytes | None:
     """The last observed bytes of an integer tensor, if they are not the base's."""
     same, last = True, []
     for part in stream.parts(tensor):
-        row = part.slices[-1].view(torch.uint8)
-        same = same and torch.equal(row, part.base.view(torch.uint8))
-        last.append(row.numpy().tobytes())
+        row = part.slices[-1].tobytes()
+        same = same and row == part.base.tobytes()
+        last.append(row)
         stream.done(part)
     return None if same else b"".join(last)

@@ -15,13 +15,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
-from relex_core.fit.dtypes import TORCH_DTYPES
+from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.gram import Tiles, block_grams
+from relex_core.fit.memory import Memory
 from relex_core.plan import FitPlan, PlannedTensor, Segment, Stripe
 
 
@@ -29,8 +28,8 @@ from relex_core.plan import FitPlan, PlannedTensor, Segment, Stripe
 class Buffers:
     """Memory of one stripe: a row of bytes per step, and one for the base."""
 
-    rows: Tensor
-    base: Tensor
+    rows: np.ndarray
+    base: np.ndarray
 
 
 @dataclass
@@ -47,9 +46,9 @@ class Part:
     """One segment of a tensor, in memory."""
 
     segment: Segment
-    slices: Tensor
+    slices: np.ndarray
     """"T n", in the checkpoints' dtype."""
-    base: Tensor
+    base: np.ndarray
     """"n", in the base's dtype."""
     grams: np.ndarray | None
     """"b T T", float64: Gram matrices by block, where the plan asked for them."""
@@ -58,11 +57,10 @@ class Part:
 
 
 class ThreadTiles(threading.local):
-    """Each thread's own scratch memory, and on CUDA its own stream."""
+    """Each thread's own scratch memory."""
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self.tiles = Tiles(steps, device)
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    def __init__(self, steps: int, memory: Memory) -> None:
+        self.tiles = Tiles(steps, memory)
 
 
 class WindowStream:
@@ -84,7 +82,7 @@ class WindowStream:
         base: Reader,
         observed: Sequence[Reader],
         pool: ThreadPoolExecutor,
-        device: torch.device,
+        memory: Memory,
         on_read: Callable[[int], object],
         rows: Executor | None = None,
     ) -> None:
@@ -92,7 +90,7 @@ class WindowStream:
         self._base, self._observed = base, observed
         self._pool, self._on_read = pool, on_read
         self._map_rows = rows.map if rows else map
-        self.scratch = ThreadTiles(plan.steps, device)
+        self.memory, self.scratch = memory, ThreadTiles(plan.steps, memory)
         self._unused = plan.buffers
         self._free: list[Buffers] = []
         self._loading: deque[Future[list[Part]]] = deque()
@@ -117,10 +115,6 @@ class WindowStream:
             self._free.append(part.stripe.buffers)
             self._read_ahead()
 
-    def on_device(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device that computes; asynchronous from pinned memory."""
-        return tensor.to(self.scratch.tiles.device, non_blocking=True)
-
     def _read_ahead(self) -> None:
         while self._free or self._unused:
             visit = next(self._visits, None)
@@ -132,37 +126,34 @@ class WindowStream:
         if self._free:
             return self._free.pop()
         self._unused -= 1
-        pinned = self.scratch.tiles.device.type == "cuda"
-        return Buffers(
-            torch.empty((self._plan.steps, self._plan.row_bytes), dtype=torch.uint8, pin_memory=pinned),
-            torch.empty(self._plan.base_row_bytes, dtype=torch.uint8, pin_memory=pinned),
-        )
+        rows = self.memory.buffer((self._plan.steps, self._plan.row_bytes))
+        return Buffers(rows, self.memory.buffer((self._plan.base_row_bytes,)))
 
     def _load(self, stripe: Stripe, wanted: bool, buffers: Buffers) -> list[Part]:
         """Read one stripe at every step and in the base; runs in a thread of the pool."""
         pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
-        rows = buffers.rows.numpy()
+        rows = buffers.rows
         for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, rows):
             pass
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
-        self._base.read(base_pieces, memoryview(buffers.base.numpy()))
+        self._base.read(base_pieces, memoryview(buffers.base))
         read = sum(len(rows) * (p.stop - p.start) for p in pieces) + sum(p.stop - p.start for p in base_pieces)
         self._on_read(read)
         loaded = LoadedStripe(buffers, len(stripe.segments))
-        with torch.cuda.stream(self.scratch.stream):  # does nothing where there is no CUDA stream
+        with self.memory.in_order():
             return [self._part(segment, wanted, loaded) for segment in stripe.segments]
 
     def _part(self, segment: Segment, wanted: bool, loaded: LoadedStripe) -> Part:
         tensor, count = segment.tensor, segment.stop - segment.start
         rows, base_row = loaded.buffers.rows, loaded.buffers.base
         width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
-        slices = rows[:, segment.at : segment.at + width].view(TORCH_DTYPES[tensor.dtype])
-        base = base_row[segment.base_at : segment.base_at + base_width].view(TORCH_DTYPES[tensor.base_dtype])
+        slices = rows[:, segment.at : segment.at + width].view(NUMPY_DTYPES[tensor.dtype])
+        base = base_row[segment.base_at : segment.base_at + base_width].view(NUMPY_DTYPES[tensor.base_dtype])
         grams = squares = None
         if wanted and tensor.floating:
-            grams, squares = block_grams(self.on_device(slices), self.on_device(base), self.scratch.tiles)
+            grams, squares = block_grams(slices, base, self.scratch.tiles)
         return Part(segment, slices, base, grams, squares, loaded)
 
 
