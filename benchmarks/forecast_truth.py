@@ -15,7 +15,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from relex_core.forecast import Forecast, forecast_from_grams

@@ -6,7 +6,7 @@
 
 The window is not read again; only first-update, weight-extrapolation, ExPO, pinned and drift candidates need one or
 two observed checkpoints (`auto` may need those of an average). A killed run goes on with the next shard. Memory: a few
-pieces of mixing.PIECE weights per candidate; with a spatial rank also one whole direction (spatial.py).
+pieces of mix_sources.PIECE weights per candidate; with a spatial rank also one whole direction (spatial.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from relex_core.fit.key import refuse_another_fit
 from relex_core.forecast import forecast
 from relex_core.guidance import guidance_of
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.mixing import Sources
+from relex_core.mix_sources import Sources
 from relex_core.parallel import ordered_map
 from relex_core.progress import progress
 from relex_core.recipes import GUIDED, Recipe, candidate_recipes, choose_recipes, relex_recipes, worth_writing

@@ -1,199 +1,67 @@
-"""Where the weights of candidates are mixed: base, stored directions and observed slices, piece by piece.
+"""The arithmetic of candidates: base, stored columns and observed deltas, mixed tile by tile.
 
-Directions that are cut to a spatial rank are cut when their tensor's first piece comes up, one tensor at a time, and
-held as products of thin matrices until its last piece is mixed.
+    W = W_0 + Σ_j a_j · D_j + Σ_t b_t · Δ_t          D_j: stored column j; Δ_t = W_t − W_0, t observed
+
+Pure: arrays in, arrays out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from threading import Lock
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from relex_core.candidate import Output
-from relex_core.checkpoints.contents import TensorInfo
-from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
-from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
-from relex_core.dtypes import NUMPY_DTYPES, as_bytes, finite
-from relex_core.errors import DataError
-from relex_core.fit import FitArtifact
-from relex_core.fit.columns import STATE_COLUMN, rank_columns
-from relex_core.guidance import Guidance
-from relex_core.manifest import WindowManifest
-from relex_core.mixes import Mix
-from relex_core.spatial import CutMatrix, cut, spectrum
-from relex_core.storage import ObjectInfo, Store, join_uri, open_store
-
-K = TypeVar("K")
-
-PIECE = 1024 * 1024
-"""Weights that are mixed at a time."""
+TILE = 64 * 1024
+"""Weights that are mixed at a time: their float32 values stay in the cache."""
 
 Column = tuple[str, int | None]
 """A stored column and the spatial rank that it is cut to; None: as it is."""
 
 
 @dataclass(frozen=True)
-class MixedPiece:
-    """Weights `start` to `stop` of a tensor, and the cut directions that it needs."""
+class Slices:
+    """The same n weights of everything that candidates are mixed from, as stored: any float dtype, "n" each."""
 
-    name: str
-    start: int
-    stop: int
-    cuts: Mapping[Column, CutMatrix] = field(default_factory=dict)
-
-
-class Columns:
-    """The stored columns of a fit. Safe to use from several threads."""
-
-    def __init__(self, run: str, fit: FitArtifact) -> None:
-        store = open_store(run)
-        listed = list(store.list("fit"))
-        self._readers = {column: _column_reader(store, column, listed, fit) for column in (*fit.columns, STATE_COLUMN)}
-
-    def __getitem__(self, column: str) -> TensorReader:
-        return self._readers[column]
-
-    def matrix(self, column: str, entry: TensorInfo) -> np.ndarray:
-        """One tensor of a column, whole: "m n" of float32."""
-        piece = MixedPiece(entry.name, 0, entry.numel)
-        return read_piece(self._readers[column], piece).astype(np.float32, copy=False).reshape(entry.shape)
+    base: np.ndarray
+    columns: Mapping[Column, np.ndarray]
+    observed: Mapping[int, np.ndarray]
 
 
-class Sources:
-    """Everything candidates are mixed from, opened when first needed. Safe to use from several threads."""
+@dataclass(frozen=True)
+class Terms:
+    """One candidate's coefficients, of stored columns and of observed deltas; zeros count for nothing."""
 
-    def __init__(
-        self, run: str, manifest: WindowManifest, fit: FitArtifact, base: TensorReader, guidance: Guidance | None
-    ) -> None:
-        self._fit, self._base, self._guidance = fit, base, guidance
-        self._columns = Columns(run, fit)
-        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
-        self._observed: dict[int, Reader] = {}
-        self._opening = Lock()
-
-    def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[MixedPiece]:
-        """One tensor in pieces, with what all of them share."""
-        cuts = self._cut_directions(entry, {output.spatial_ranks.get(entry.name) for output in outputs})
-        for start in range(0, entry.numel, PIECE):
-            yield MixedPiece(entry.name, start, min(start + PIECE, entry.numel), cuts)
-
-    def _cut_directions(self, entry: TensorInfo, ranks: set[int | None]) -> dict[Column, CutMatrix]:
-        wanted = [rank for rank in ranks if rank is not None]
-        tensor = self._fit.tensors.get(entry.name)
-        if not wanted or tensor is None or not tensor.moved:
-            return {}
-        cuts: dict[Column, CutMatrix] = {}
-        for column in rank_columns(len(tensor.components)):
-            direction = self._columns.matrix(column, entry)
-            found = spectrum(direction)
-            cuts |= {(column, rank): cut(direction, found, rank) for rank in wanted}
-        return cuts
-
-    def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
-        """(weights mixed, their bytes for every output)."""
-        raw = read_piece(self._base, piece)
-        tensor = self._fit.tensors.get(piece.name)
-        if tensor is None:  # integers: state, not weights
-            state = self._columns[STATE_COLUMN]
-            kept = read_piece(state, piece) if piece.name in state.tensors else raw
-            return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
-        mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
-        named = [_columns_of(mix, output, piece) for mix, output in zip(mixes, outputs, strict=True)]
-        wide = raw.dtype == np.float64 or any(output.dtypes[piece.name] == "F64" for output in outputs)
-        dtype = np.float64 if wide else np.float32
-        base = raw.astype(dtype, copy=False)
-        columns = {column: self._column(column, piece).astype(dtype, copy=False) for column in _used(named)}
-        deltas = {t: self._delta(t, piece, base) for t in _used(m.observed for m in mixes)}
-        return piece.stop - piece.start, [
-            as_bytes(_mixed(raw, base, _terms(along, columns) + _terms(mix.observed, deltas), output, piece))
-            for mix, along, output in zip(mixes, named, outputs, strict=True)
-        ]
-
-    def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
-        name, rank = column
-        return read_piece(self._columns[name], piece) if rank is None else piece.cuts[column].elements(*_range(piece))
-
-    def _delta(self, step: int, piece: MixedPiece, base: np.ndarray) -> np.ndarray:
-        delta = read_piece(self._step(step), piece).astype(base.dtype, copy=False)
-        delta -= base
-        return delta
-
-    def _step(self, step: int) -> Reader:
-        """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
-        with self._opening:
-            if step not in self._observed:
-                checkpoint = self._checkpoints[step]
-                reader = open_checkpoint_reader(f"step {step}", checkpoint.uri, checkpoint.files)
-                self._observed[step] = reader
-            return self._observed[step]
+    columns: Mapping[Column, float]
+    observed: Mapping[int, float]
 
 
-def read_piece(reader: Reader, piece: MixedPiece) -> np.ndarray:
-    """The piece's weights out of one reader, in the dtype they are stored in."""
-    dtype = reader.tensors[piece.name].dtype
-    item = ITEM_BYTES[dtype]
-    buffer = np.empty((piece.stop - piece.start) * item, dtype=np.uint8)
-    reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer))
-    return buffer.view(NUMPY_DTYPES[dtype])
+def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
+    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype.
 
-
-def _range(piece: MixedPiece) -> tuple[int, int]:
-    return piece.start, piece.stop
-
-
-def _column_reader(store: Store, column: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
-    files = [info for info in listed if info.name.startswith(f"fit/{column}-")]
-    for info in files:
-        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
-            raise DataError(
-                "a stored direction belongs to another fit",
-                where=join_uri(store.uri, info.name),
-                next_step="delete RUN/fit and run relex fit again",
-            )
-    return open_files_reader(f"stored {column}", store, files)
-
-
-def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, float]:
-    """The mix's columns, cut as the output wants them."""
-    rank = output.spatial_ranks.get(piece.name)
-    return {(name, rank): value for name, value in mix.columns.items()}
-
-
-def _used(mappings: Iterable[Mapping[K, float]]) -> set[K]:
-    return {key for mapping in mappings for key, value in mapping.items() if value != 0.0}
-
-
-def _terms(coefficients: Mapping[K, float], tensors: Mapping[K, np.ndarray]) -> list[tuple[np.ndarray, float]]:
-    return [(tensors[key], value) for key, value in coefficients.items() if value != 0.0]
-
-
-def _mixed(
-    raw: np.ndarray, base: np.ndarray, terms: Sequence[tuple[np.ndarray, float]], output: Output, piece: MixedPiece
-) -> np.ndarray:
-    """One candidate's weights, "n" in the output's dtype.
-
-    Raises:
-        DataError: they are not finite there.
+    Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache.
     """
-    dtype = NUMPY_DTYPES[output.dtypes[piece.name]]
-    with np.errstate(over="ignore"):  # refused below
-        if terms:
-            displacement = np.zeros_like(base)
-            for direction, coefficient in terms:
-                displacement += direction * base.dtype.type(coefficient)
-            displacement += base
-            weights: np.ndarray = displacement.astype(dtype, copy=False)
-        else:
-            weights = raw.astype(dtype, copy=False)  # bit for bit the base, negative zeros included
-    if not finite(weights):
-        raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
-            where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
-            expected="finite weights",
-            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-        )
-    return weights
+    wide = np.dtype(np.float64) in (slices.base.dtype, *dtypes)
+    working = np.float64 if wide else np.float32
+    results = [np.empty(len(slices.base), dtype) for dtype in dtypes]
+    with np.errstate(over="ignore"):  # infinities in the result tell the caller
+        for start in range(0, len(slices.base), TILE):
+            tile = slice(start, start + TILE)
+            base = slices.base[tile].astype(working, copy=False)
+            columns = {key: column[tile].astype(working, copy=False) for key, column in slices.columns.items()}
+            deltas = {
+                step: np.subtract(weights[tile].astype(working), base) for step, weights in slices.observed.items()
+            }
+            for terms, result in zip(candidates, results, strict=True):
+                parts = [(columns[key], a) for key, a in terms.columns.items() if a != 0.0]
+                parts += [(deltas[step], b) for step, b in terms.observed.items() if b != 0.0]
+                result[tile] = _sum(base, parts) if parts else slices.base[tile]  # bit for bit, negative zeros included
+    return results
+
+
+def _sum(base: np.ndarray, parts: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+    displacement = np.zeros_like(base)
+    for part, coefficient in parts:
+        displacement += part * base.dtype.type(coefficient)
+    displacement += base
+    return displacement

@@ -10,7 +10,7 @@ from relex_core import layout
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.errors import ObjectNotFound
 from relex_core.fit import FitArtifact
-from relex_core.mixing import Columns
+from relex_core.mix_sources import Columns
 from relex_core.progress import progress
 from relex_core.recipes import Recipe
 from relex_core.spatial import noise_edge_rank, spectrum

@@ -51,6 +51,7 @@ ORDER = (
     "dry_run",
     "spatial",
     "mixing",
+    "mix_sources",
     "spatial_rank",
     "extrapolate",
     "evaluate",

@@ -32,6 +32,7 @@ import relex_core.run
 from relex_core.decide import decide
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.report import build_report, report
+from relex_core.report.charts import draw
 from relex_core.report.files import figure
 from relex_core.report.gain import adjusted_p
 from relex_core.report.view import ReportData, Table
@@ -220,6 +221,7 @@ def test_every_figure_has_its_numbers_in_a_table(run: str) -> None:
         *("skill", "predictors", "drift", "direction"),
     }
     for plot in data.plots:
+        draw(plot, width=400, config={}, validate=True)  # the page itself does not spend the time
         assert plot.rows and plot.table.rows and plot.caption
         assert all(len(row) == len(plot.table.headings) for row in plot.table.rows), plot.id
     cells = next(plot for plot in data.plots if plot.id == "explained-variance").rows

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
-from numpy.polynomial import Polynomial
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,18 @@ def fit_line(steps: Sequence[int], coefficient: Float64[np.ndarray, " T"], degre
     """
     if len(set(steps)) <= degree:
         raise ValueError(f"a polynomial of degree {degree} needs {degree + 1} distinct steps, got {len(set(steps))}")
-    # Polynomial.fit centres and scales the steps, so that 10, 20, ..., 10^6 is as well conditioned as −1 ... 1.
-    fitted = Polynomial.fit(np.asarray(steps, dtype=np.float64), coefficient, degree)
-    residual = coefficient - fitted(np.asarray(steps, dtype=np.float64))
+    t = np.asarray(steps, dtype=np.float64)
+    # Centred and scaled, 10, 20, ..., 10^6 is as well conditioned as −1 ... 1.
+    middle, spread = float(t.mean()), float(np.ptp(t)) or 1.0
+    powers = np.vander((t - middle) / spread, degree + 1, increasing=True)
+    fitted, *_ = np.linalg.lstsq(powers, coefficient, rcond=None)
+    residual = coefficient - powers @ fitted
     total = float(np.square(coefficient - coefficient.mean()).sum())
     # A total at rounding level of the coefficient itself is a constant, not a trend.
     constant = total <= len(steps) * (np.finfo(np.float64).eps * float(np.abs(coefficient).max(initial=0.0))) ** 2
     r_squared = None if constant else 1.0 - float(np.square(residual).sum()) / total
-    powers = np.zeros(degree + 1)
-    converted = fitted.convert().coef
-    powers[: len(converted)] = converted
-    return Line(tuple(float(power) for power in powers), r_squared)
+    polynomial = np.zeros(1)
+    for power in fitted[::-1]:  # Horner's rule, with the scaled step as a polynomial of the step
+        polynomial = np.convolve(polynomial, [-middle / spread, 1.0 / spread])
+        polynomial[0] += power
+    return Line(tuple(polynomial[: degree + 1].tolist()), r_squared)

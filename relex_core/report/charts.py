@@ -30,15 +30,18 @@ CHARTS: dict[str, Callable[[Plot], Chart]] = {
 }
 
 
-def draw(plot: Plot, *, width: int | str, config: dict[str, Any], title: bool = False) -> dict[str, Any]:
+def draw(
+    plot: Plot, *, width: int | str, config: dict[str, Any], title: bool = False, validate: bool = False
+) -> dict[str, Any]:
     """The Vega-Lite specification of a figure.
 
     Args:
         width: in pixels, or "container".
         config: colours and type.
         title: whether the figure carries its title, as one that stands alone must.
+        validate: against Vega-Lite's schema, which takes longer than all the rest.
     """
-    spec: dict[str, Any] = CHARTS[plot.kind](plot).to_dict()
+    spec: dict[str, Any] = CHARTS[plot.kind](plot).to_dict(validate=validate)
     spec.pop("config", None)
     spec.setdefault("datasets", {})["rows"] = [dict(row) for row in plot.rows]
     spec |= {"width": width, "description": f"{plot.title}. {plot.caption}"}

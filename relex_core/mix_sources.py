@@ -1,0 +1,169 @@
+"""Where the weights of candidates are mixed: base, stored directions and observed slices, piece by piece.
+
+Directions that are cut to a spatial rank are cut when their tensor's first piece comes up, one tensor at a time, and
+held as products of thin matrices until its last piece is mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TypeVar
+
+import numpy as np
+
+from relex_core.candidate import Output
+from relex_core.checkpoints.contents import TensorInfo
+from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
+from relex_core.dtypes import NUMPY_DTYPES, as_bytes, finite
+from relex_core.errors import DataError
+from relex_core.fit import FitArtifact
+from relex_core.fit.columns import STATE_COLUMN, rank_columns
+from relex_core.guidance import Guidance
+from relex_core.manifest import WindowManifest
+from relex_core.mixes import Mix
+from relex_core.mixing import Column, Slices, Terms, mix_tiles
+from relex_core.spatial import CutMatrix, cut, spectrum
+from relex_core.storage import ObjectInfo, Store, join_uri, open_store
+
+K = TypeVar("K")
+
+PIECE = 1024 * 1024
+"""Weights that are read at a time."""
+
+
+@dataclass(frozen=True)
+class MixedPiece:
+    """Weights `start` to `stop` of a tensor, and the cut directions that it needs."""
+
+    name: str
+    start: int
+    stop: int
+    cuts: Mapping[Column, CutMatrix] = field(default_factory=dict)
+
+
+class Columns:
+    """The stored columns of a fit. Safe to use from several threads."""
+
+    def __init__(self, run: str, fit: FitArtifact) -> None:
+        store = open_store(run)
+        listed = list(store.list("fit"))
+        self._readers = {column: _column_reader(store, column, listed, fit) for column in (*fit.columns, STATE_COLUMN)}
+
+    def __getitem__(self, column: str) -> TensorReader:
+        return self._readers[column]
+
+    def matrix(self, column: str, entry: TensorInfo) -> np.ndarray:
+        """One tensor of a column, whole: "m n" of float32."""
+        piece = MixedPiece(entry.name, 0, entry.numel)
+        return read_piece(self._readers[column], piece).astype(np.float32, copy=False).reshape(entry.shape)
+
+
+class Sources:
+    """Everything candidates are mixed from, opened when first needed. Safe to use from several threads."""
+
+    def __init__(
+        self, run: str, manifest: WindowManifest, fit: FitArtifact, base: TensorReader, guidance: Guidance | None
+    ) -> None:
+        self._fit, self._base, self._guidance = fit, base, guidance
+        self._columns = Columns(run, fit)
+        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
+        self._observed: dict[int, Reader] = {}
+        self._opening = Lock()
+
+    def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[MixedPiece]:
+        """One tensor in pieces, with what all of them share."""
+        cuts = self._cut_directions(entry, {output.spatial_ranks.get(entry.name) for output in outputs})
+        for start in range(0, entry.numel, PIECE):
+            yield MixedPiece(entry.name, start, min(start + PIECE, entry.numel), cuts)
+
+    def _cut_directions(self, entry: TensorInfo, ranks: set[int | None]) -> dict[Column, CutMatrix]:
+        wanted = [rank for rank in ranks if rank is not None]
+        tensor = self._fit.tensors.get(entry.name)
+        if not wanted or tensor is None or not tensor.moved:
+            return {}
+        cuts: dict[Column, CutMatrix] = {}
+        for column in rank_columns(len(tensor.components)):
+            direction = self._columns.matrix(column, entry)
+            found = spectrum(direction)
+            cuts |= {(column, rank): cut(direction, found, rank) for rank in wanted}
+        return cuts
+
+    def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
+        """(weights mixed, their bytes for every output)."""
+        raw = read_piece(self._base, piece)
+        tensor = self._fit.tensors.get(piece.name)
+        if tensor is None:  # integers: state, not weights
+            state = self._columns[STATE_COLUMN]
+            kept = read_piece(state, piece) if piece.name in state.tensors else raw
+            return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
+        mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
+        along = [_columns_of(mix, output, piece) for mix, output in zip(mixes, outputs, strict=True)]
+        columns = {column: self._column(column, piece) for column in _used(along)}
+        observed = {step: read_piece(self._step(step), piece) for step in _used(mix.observed for mix in mixes)}
+        mixed = mix_tiles(
+            Slices(raw, columns, observed),
+            [Terms(a, mix.observed) for a, mix in zip(along, mixes, strict=True)],
+            [NUMPY_DTYPES[output.dtypes[piece.name]] for output in outputs],
+        )
+        for weights, output in zip(mixed, outputs, strict=True):
+            _refuse_non_finite(weights, output, piece)
+        return piece.stop - piece.start, [as_bytes(weights) for weights in mixed]
+
+    def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
+        name, rank = column
+        if rank is None:
+            return read_piece(self._columns[name], piece)
+        return piece.cuts[column].elements(piece.start, piece.stop)
+
+    def _step(self, step: int) -> Reader:
+        """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
+        with self._opening:
+            if step not in self._observed:
+                checkpoint = self._checkpoints[step]
+                reader = open_checkpoint_reader(f"step {step}", checkpoint.uri, checkpoint.files)
+                self._observed[step] = reader
+            return self._observed[step]
+
+
+def read_piece(reader: Reader, piece: MixedPiece) -> np.ndarray:
+    """The piece's weights out of one reader, in the dtype they are stored in."""
+    dtype = reader.tensors[piece.name].dtype
+    item = ITEM_BYTES[dtype]
+    buffer = np.empty((piece.stop - piece.start) * item, dtype=np.uint8)
+    reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer))
+    return buffer.view(NUMPY_DTYPES[dtype])
+
+
+def _column_reader(store: Store, column: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
+    files = [info for info in listed if info.name.startswith(f"fit/{column}-")]
+    for info in files:
+        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
+            raise DataError(
+                "a stored direction belongs to another fit",
+                where=join_uri(store.uri, info.name),
+                next_step="delete RUN/fit and run relex fit again",
+            )
+    return open_files_reader(f"stored {column}", store, files)
+
+
+def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, float]:
+    """The mix's columns, cut as the output wants them."""
+    rank = output.spatial_ranks.get(piece.name)
+    return {(name, rank): value for name, value in mix.columns.items()}
+
+
+def _used(mappings: Iterable[Mapping[K, float]]) -> set[K]:
+    return {key for mapping in mappings for key, value in mapping.items() if value != 0.0}
+
+
+def _refuse_non_finite(weights: np.ndarray, output: Output, piece: MixedPiece) -> None:
+    if not finite(weights):
+        raise DataError(
+            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
+            where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
+            expected="finite weights",
+            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
+        )
