@@ -84,7 +84,9 @@ def plan_of(arguments: argparse.Namespace) -> FitPlan:
     base = BaseRecord(uri="base", files=())
     manifest = WindowManifest(base=base, checkpoints=tuple(steps), tensors=tuple(names), t_cut=arguments.steps)
     spec = FitSpec(memory_budget=arguments.budget)
-    return plan_fit(manifest, {record.name: "BF16" for record in names}, spec, workers=arguments.cores)
+    return plan_fit(
+        manifest, {record.name: "BF16" for record in names}, spec, int(spec.memory_budget), workers=arguments.cores
+    )
 
 
 def shapes() -> list[tuple[str, tuple[int, ...]]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from relex_core import __version__
 from relex_core.errors import RelexError, SpecError
@@ -69,8 +70,12 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:
-    extra = {"torch": "fit", "numpy": "fit", "threadpoolctl": "fit", "transformers": "eval", "scipy": "eval"}
-    extra |= {"altair": "report", "jinja2": "report", "markupsafe": "report", "vl_convert": "report"}
+    needed_for = {
+        "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl", "jaxtyping"),
+        "eval": ("transformers", "scipy"),
+        "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
+    }
+    extra = {module: name for name, modules in needed_for.items() for module in modules}
     name = (error.name or "").partition(".")[0]
     if name not in extra:
         raise error
@@ -263,22 +268,30 @@ def _shard(_context: click.Context, _parameter: click.Parameter, value: str | No
     return int(match[1]), int(match[2])
 
 
+def _bytes(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else TypeAdapter(ByteSize).validate_python(value)
+    except ValidationError:
+        raise click.BadParameter(f"{value!r} is no size; expected a number with a unit, for example 2GiB") from None
+
+
 @main.command()
 @run_argument
 @click.option("--shard", metavar="i/N", callback=_shard, help="Only this part of the tensors; then: relex merge RUN.")
+@click.option("--memory-budget", metavar="SIZE", callback=_bytes, help="As 2GiB; instead of the spec's.")
 @json_option
 @stage
-def fit(run: str, shard: tuple[int, int] | None, as_json: bool) -> None:
+def fit(run: str, shard: tuple[int, int] | None, memory_budget: int | None, as_json: bool) -> None:
     """Fit one direction and one line per weight tensor."""
     from relex_core.fit import fit as fit_run
     from relex_core.fit import fit_shard
     from relex_core.tables import fit_text
 
     if shard is not None:
-        fit_shard(run, *shard)
+        fit_shard(run, *shard, memory_budget=memory_budget)
         _print({"run": run, "shard": shard}, lambda: f"shard {shard[0]} of {shard[1]} is fitted", as_json)
         return
-    artifact = fit_run(run)
+    artifact = fit_run(run, memory_budget=memory_budget)
     _print(artifact.model_dump(mode="json", exclude={"tensors"}), lambda: fit_text(artifact), as_json)
 
 

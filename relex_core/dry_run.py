@@ -47,7 +47,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
     """
     manifest = find_window(spec)
     base_dtypes = base_dtypes_of(manifest)
-    plan = plan_fit(manifest, base_dtypes, spec.fit, workers=len(os.sched_getaffinity(0)))
+    plan = plan_fit(manifest, base_dtypes, spec.fit, int(spec.fit.memory_budget), workers=len(os.sched_getaffinity(0)))
     recipes = recipes_of(spec, manifest)
     dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
     candidate_bytes = sum(math.prod(t.shape) * ITEM_BYTES[dtypes[t.name]] for t in manifest.tensors)

@@ -3,8 +3,8 @@
     artifact = fit("run/")                       # reads RUN/spec.json and RUN/window.json
     artifact.tensors["lm_head.weight"].slope     # change of the coefficient per optimizer step
 
-`loop.py` goes over the tensors; `gram.py`, `basis.py` and `line.py` are the arithmetic. torch and numpy are loaded
-by the first call, so that an artifact can be read back without them.
+`loop.py` goes over the tensors; `gram.py`, `basis.py` and `line.py` are the arithmetic. numpy, and for CUDA torch, are
+loaded by the first call, so that an artifact can be read back without them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from relex_core.storage import exists, open_store
 __all__ = ["FitArtifact", "fit", "fit_shard", "load_fit", "merge"]
 
 
-def fit(run: str) -> FitArtifact:
+def fit(run: str, *, memory_budget: int | None = None) -> FitArtifact:
     """Fit the window of a run directory; a fit that was interrupted goes on with the next tensor group.
 
     Args:
         run: URI of the run directory.
+        memory_budget: bytes, instead of the spec's; the result is the same.
 
     Raises:
         WindowNotReady: nothing is collected yet.
@@ -33,15 +34,16 @@ def fit(run: str) -> FitArtifact:
     finished = _finished(run)
     if finished is not None:
         return finished
-    fit_shard(run, 1, 1)
+    fit_shard(run, 1, 1, memory_budget=memory_budget)
     return merge(run)
 
 
-def fit_shard(run: str, shard: int, shards: int) -> None:
+def fit_shard(run: str, shard: int, shards: int, *, memory_budget: int | None = None) -> None:
     """Fit one of `shards` parts of the tensors; any machine may take any part. `merge` then makes the artifact.
 
     Args:
         shard: from 1 to `shards`.
+        memory_budget: bytes, instead of the spec's.
 
     Raises:
         As `fit`.
@@ -49,7 +51,7 @@ def fit_shard(run: str, shard: int, shards: int) -> None:
     from relex_core.fit.loop import fit_groups
 
     if _finished(run) is None:
-        fit_groups(run, shard, shards)
+        fit_groups(run, shard, shards, memory_budget)
 
 
 def merge(run: str) -> FitArtifact:

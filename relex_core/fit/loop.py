@@ -67,22 +67,24 @@ class FitContext:
         return GroupFiles(self.store, group, len(self.plan.groups), self.dtype, metadata)
 
 
-def fit_groups(run: str, shard: int, shards: int) -> None:
+def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> None:
     """Fit the tensor groups of one shard that are not done yet; `merging.merge_groups` makes the artifact of all.
 
     Args:
         run: URI of the run directory.
         shard: from 1 to `shards`.
+        memory_budget: bytes; None: the spec's.
 
     Raises:
         As `relex_core.fit.fit`.
     """
     spec, manifest = load_spec_of(run), load_manifest(run)
+    budget = int(memory_budget or spec.fit.memory_budget)
     memory = choose_memory(spec.fit.device)
     workers = len(os.sched_getaffinity(0))
     base, observed = _open_readers(manifest)
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
-    plan = plan_fit(manifest, base_dtypes, spec.fit, workers=workers, resident=resident_bytes())
+    plan = plan_fit(manifest, base_dtypes, spec.fit, budget, workers=workers, resident=resident_bytes())
     groups = shard_groups(plan.groups, shard, shards)
     with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, _row_reads(manifest) as rows:
         key, store = fit_key(spec, manifest), open_store(run)
