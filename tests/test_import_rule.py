@@ -18,7 +18,7 @@ PACKAGE = ROOT / "relex_core"
 # The order of the modules and packages of relex_core (a package: its modules but those that stand here by themselves).
 # Each imports only from itself and from those above it:
 # at module level, inside functions, and for type checking alike. There is no exception; the imports inside functions
-# of cli.py, run.py and fit/__init__.py are there to keep torch out until it is needed, not to get round this order.
+# of cli, run.py and fit/__init__.py are there to keep torch out until it is needed, not to get round this order.
 ORDER = (
     "__init__",  # the version; imports nothing
     "errors",
