@@ -75,6 +75,22 @@ def test_gram_comes_in_blocks_that_do_not_depend_on_where_a_stripe_ends(memory: 
     np.testing.assert_allclose(squares.sum(), float(base.double().square().sum()), rtol=1e-5)  # float32 in a tile
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_frozen_weights_are_skipped_and_give_what_they_would_have_given(
+    dtype: torch.dtype, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, base = random_slices(4, BLOCK_COLUMNS + 300, dtype)
+    frozen = base.repeat(4, 1)
+    late = frozen.clone()
+    late[0, 7] += 1.0  # moved at the first step, and was back at the last
+    assert gram_of(late, base, memory)[0, 0] == pytest.approx(1.0, rel=0.02)
+    expected = block_grams(on_host(late), on_host(base), Tiles(4, memory))
+    monkeypatch.setattr(Tiles, "deltas", None)  # not needed
+    grams, squares = block_grams(on_host(frozen), on_host(base), Tiles(4, memory))
+    assert not grams.any()
+    np.testing.assert_array_equal(squares, expected[1])
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_directions_and_singular_values_equal_torch_svd(rank: int, memory: Memory) -> None:
     slices, base = random_slices(12, 5000, torch.bfloat16)

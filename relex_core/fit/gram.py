@@ -40,17 +40,23 @@ class Tiles:
             base: the base's values of them, any float dtype.
         """
         wide = 8 in (slices.dtype.itemsize, base.dtype.itemsize)  # float64 must be subtracted before it is rounded
-        for start in range(0, slices.shape[1], self._columns):
-            piece, base_piece = slices[:, start : start + self._columns], base[start : start + self._columns]
-            columns = piece.shape[1]
-            tile, base_tile = self._deltas[:, :columns], self._base[:columns]
-            base_tile[...] = base_piece
+        for start, base_tile in self.bases(base):
+            columns = base_tile.shape[0]
+            piece, tile = slices[:, start : start + columns], self._deltas[:, :columns]
             if wide:
-                tile[...] = piece - base_piece
+                tile[...] = piece - base[start : start + columns]
             else:
                 tile[...] = piece
                 tile -= base_tile
             yield start, tile, base_tile
+
+    def bases(self, base: Float[Any, " n"]) -> Iterator[tuple[int, Float32[Any, " m"]]]:
+        """The base's part of the same tiles: (first column, base)."""
+        for start in range(0, base.shape[0], self._columns):
+            piece = base[start : start + self._columns]
+            base_tile = self._base[: piece.shape[0]]
+            base_tile[...] = piece
+            yield start, base_tile
 
 
 def block_grams(
@@ -72,6 +78,10 @@ def block_grams(
     blocks, memory = -(-columns // BLOCK_COLUMNS), tiles.memory
     grams, squares = memory.empty((blocks, steps, steps), "float64"), memory.empty((blocks,), "float64")
     grams[...], squares[...] = 0.0, 0.0
+    if _frozen(slices, base):
+        for start, base_tile in tiles.bases(memory.load(base)):
+            squares[start // BLOCK_COLUMNS] += base_tile @ base_tile
+        return memory.fetch(grams), memory.fetch(squares)
     for start, tile, base_tile in tiles.deltas(memory.load(slices), memory.load(base)):
         block = start // BLOCK_COLUMNS
         # numpy sees the symmetric product and calls BLAS ssyrk, half the work of a general one: 65 against 43 GFLOP/s
@@ -79,6 +89,14 @@ def block_grams(
         grams[block] += tile @ tile.T
         squares[block] += base_tile @ base_tile
     return memory.fetch(grams), memory.fetch(squares)
+
+
+def _frozen(slices: Float[np.ndarray, "T n"], base: Float[np.ndarray, " n"]) -> bool:
+    """Whether the weights never changed, by their bytes; the last step tells of nearly all that did change."""
+    if slices.dtype != base.dtype:
+        return False
+    expected = base.view(np.uint8)
+    return all(np.array_equal(row.view(np.uint8), expected) for row in slices[::-1])
 
 
 def mix(
