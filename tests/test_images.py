@@ -27,7 +27,10 @@ from relex_core import __version__
 from relex_core.spec import RunSpec, resolve_spec
 from relex_core.storage import open_store, write_bytes
 
-pytestmark = pytest.mark.images
+pytestmark = [
+    pytest.mark.images,
+    pytest.mark.filterwarnings("ignore:Task .* settings .* have no effect in the current local runner"),
+]
 
 IMAGE = os.environ.get("RELEX_IMAGE", f"localhost/relex-cpu:{__version__}")
 SCRATCH = "/scratch"
@@ -143,11 +146,11 @@ def test_the_image_is_what_a_cluster_wants(image: Mapping[str, Any]) -> None:
 
 
 def test_what_runs_in_it_is_not_root_and_finds_relex(image: Mapping[str, Any]) -> None:
-    script = "id -u; touch /opt/relex/x 2>/dev/null || echo read-only; relex --help; python -m relex_kfp --help"
-    said = podman("run", "--rm", "--read-only", "--network=none", IMAGE, "sh", "-c", script)
-    assert said.startswith("10001\nread-only\nUsage: relex [OPTIONS]")
-    assert "schedule" in said
     assert podman("run", "--rm", "--network=none", IMAGE).startswith("Usage: relex [OPTIONS]")
+    script = "id -u; test -w /opt/relex/bin/relex || echo not writable; touch ~/x /tmp/x; python -m relex_kfp --help"
+    said = podman("run", "--rm", "--network=none", IMAGE, "sh", "-c", script).splitlines()
+    assert said[:2] == ["10001", "not writable"]
+    assert said[2].startswith("Usage: python -m relex_kfp")
 
 
 def test_every_module_can_be_imported_in_it(image: Mapping[str, Any]) -> None:
@@ -189,7 +192,7 @@ def test_the_pipeline_in_containers_makes_what_relex_run_makes(
 def test_real_models_answer_in_containers(
     uri: str, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same with transformers instead of scripts: the small run's models add numbers, rightly now and then."""
+    """The same with transformers instead of scripts: the small run's models add numbers, about half of them rightly."""
     upload(SMALL / "run", f"{uri}/trajectory")
     evaluation: dict[str, Any] = {"backend": "transformers", "device": "cpu"}
     for name in ("select", "confirm"):
@@ -203,10 +206,11 @@ def test_real_models_answer_in_containers(
     mine, theirs = (
         result_files(download(f"{uri}/{run}", tmp_path / run), f"{uri}/{run}") for run in ("relex", "other")
     )
-    answers = [row for name, text in mine.items() if name.endswith("samples.jsonl") for row in text.splitlines()]
-    assert len({json.loads(row)["text"] for row in answers}) > 10
-    assert outputs["decision"] == json.loads(mine["decision.json"])["decision"]
     assert mine == theirs
+    samples = [text for name, text in mine.items() if name.endswith("samples.jsonl")]
+    assert len(samples) == 6, "three models on two splits"
+    assert {json.loads(row)["status"] for text in samples for row in text.splitlines()} == {"correct", "wrong"}
+    assert outputs["decision"] == json.loads(mine["decision.json"])["decision"]
 
 
 def test_a_window_that_is_not_complete_ends_green(
