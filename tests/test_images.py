@@ -62,7 +62,9 @@ def docker_host() -> Iterator[str]:
         socket = Path(folder, "podman.sock")
         service = subprocess.Popen(["podman", "system", "service", "--time=0", f"unix://{socket}"])
         try:
-            while not socket.exists():
+            for _ in range(600):
+                if socket.exists():
+                    break
                 assert service.poll() is None, "podman system service ended"
                 time.sleep(0.05)
             yield f"unix://{socket}"
