@@ -61,6 +61,12 @@ def test_the_build_context_holds_what_is_copied(kind: str) -> None:
         assert any(Path(name).match(pattern) for pattern in sent), f"{name} is not in the build context"
 
 
+def test_they_differ_in_their_dependencies_only() -> None:
+    texts = [(ROOT / "images" / kind / "Dockerfile").read_text().replace(f"relex-{kind}", "relex") for kind in KINDS]
+    cpu, gpu = (text.partition("FROM dependencies AS wheel")[2] for text in texts)
+    assert cpu and cpu == gpu
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_hadolint_has_nothing_to_say(kind: str) -> None:
     hadolint = Path(sysconfig.get_path("scripts"), "hadolint")
