@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser test-airflow lint format bench bench-gcs bench-inventory test-slow fuzz compile images lock-images clean
+.PHONY: help demo test browser test-airflow lint format bench bench-gcs bench-inventory test-slow fuzz compile images \
+  test-images podman lock-images image-cpu image-gpu lock-cpu lock-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,18 +71,34 @@ compile: $(STAMP) ## Write the Kubeflow pipeline's committed YAML anew
 	$(BIN)/python -m relex_kfp.pipelines.relex_pipeline.compile
 
 BASE ?= docker.io/library/python:3.11-slim-bookworm
-images: ## Build both images with podman; BASE=IMAGE@sha256:... pins what they start from
-	for kind in cpu gpu; do \
-	  podman build --build-arg BASE=$(BASE) --build-arg REVISION=$$(git rev-parse HEAD) \
-	    -t relex-$$kind:0.1.0 -f images/$$kind/Dockerfile . || exit 1; done
-
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-LOCK := uv pip compile pyproject.toml --generate-hashes --no-annotate --no-header -q \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --upgrade
-lock-images: ## Resolve what the images install anew (needs uv)
-	$(LOCK) images/cpu/requirements.in --extra eval --extra report --extra kfp --index-strategy unsafe-best-match \
-	  --extra-index-url $(TORCH_INDEX) -o images/cpu/requirements.lock
-	$(LOCK) images/gpu/requirements.in --extra vllm --extra report --extra kfp -o images/gpu/requirements.lock
+KINDS ?= cpu gpu
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+images: $(KINDS:%=image-%) ## Build the images with podman; BASE=IMAGE@sha256:... pins the base, KINDS=cpu builds one
+
+# A mirror of torch's builds: TORCH_INDEX=URL. Proxies, certificates, volumes: PODMAN_BUILD_OPTIONS="--network=host -v ...".
+ARGS_cpu = --build-arg TORCH_INDEX=$(TORCH_INDEX)
+image-cpu image-gpu: image-%: podman
+	podman build --build-arg BASE=$(BASE) $(ARGS_$*) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude '*') $(PODMAN_BUILD_OPTIONS) \
+	  -t relex-$*:$(VERSION) -f images/$*/Dockerfile .
+
+podman:
+	@command -v podman >/dev/null || { echo "podman is not installed: it builds and runs the images" >&2; exit 1; }
+
+test-images: image-cpu $(STAMP) ## Run the whole Kubeflow pipeline in containers of the CPU image
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev,images]"
+	RELEX_IMAGE=localhost/relex-cpu:$(VERSION) $(BIN)/python -m pytest -m images
+
+LOCK_cpu = --extra eval --index-strategy unsafe-best-match --extra-index-url $(TORCH_INDEX)
+LOCK_gpu = --extra vllm
+lock-images: $(KINDS:%=lock-%) ## Resolve what the images install anew (needs uv)
+
+lock-cpu lock-gpu: lock-%:
+	uv pip compile pyproject.toml images/$*/requirements.in --extra report --extra kfp $(LOCK_$*) --upgrade --generate-hashes \
+	  --no-annotate --no-header -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  -o images/$*/requirements.lock
 
 clean: ## Remove what make made
 	rm -rf $(VENV) $(AIRFLOW_VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

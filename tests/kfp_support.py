@@ -11,6 +11,7 @@ from typing import Any
 from support import SMALL
 
 from relex_core.spec import RunSpec, resolve_spec
+from relex_core.storage import open_store, read_bytes, write_bytes
 
 QUESTIONS = {"select": 64, "confirm": 80}
 T_CUT = 8
@@ -62,8 +63,38 @@ def make_spec(folder: Path, run: str = "run", **sections: Any) -> RunSpec:
     return resolve_spec(spec_data(**sections), where="spec", folder=folder, out=str(folder / run))
 
 
-def result_files(run: Path) -> dict[str, bytes]:
-    """What a run directory holds, without what names the directory itself or tells when and how fast it was filled."""
+def upload(folder: Path, uri: str) -> None:
+    """Copy what a folder holds to below `uri`."""
+    store = open_store(uri)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            write_bytes(store, path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Copy what lies below `uri` to a folder."""
+    store = open_store(uri)
+    for info in store.list():
+        path = folder / info.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(read_bytes(store, info.name))
+    return folder
+
+
+def sections_on_gcs(uri: str) -> dict[str, Any]:
+    """Sections of a spec for a `scripted_run` that was uploaded to `uri`."""
+    evaluation = spec_data()["evaluation"]
+    for split in ("select", "confirm"):
+        evaluation[split]["task"]["file"] = f"{uri}/{split}.jsonl"
+    return {"base": f"{uri}/trajectory/base", "trajectory": f"{uri}/trajectory", "evaluation": evaluation}
+
+
+def result_files(run: Path, uri: str = "") -> dict[str, bytes]:
+    """What a run directory holds, without what names the directory itself or tells when and how fast it was filled.
+
+    Args:
+        uri: where it was when it was filled, if not here.
+    """
     files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
     left_out = ("events.jsonl", "spec.json", "report.html")
     data = {name: path.read_bytes() for name, path in files.items() if name not in left_out}
@@ -71,6 +102,6 @@ def result_files(run: Path) -> dict[str, bytes]:
         fields = json.loads(data[name])
         data[name] = json.dumps({key: value for key, value in fields.items() if key not in measured}).encode()
     outcome = json.loads(data["published.json"])
-    outcome["checkpoint_uri"] = outcome["checkpoint_uri"].removeprefix(str(run))
+    outcome["checkpoint_uri"] = outcome["checkpoint_uri"].removeprefix(uri or str(run))
     data["published.json"] = json.dumps({k: v for k, v in outcome.items() if k != "spec_digest"}).encode()
     return data

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
-from kfp_support import make_spec, result_files, scripted_run, spec_data
+from kfp_support import make_spec, result_files, scripted_run, sections_on_gcs, spec_data, upload
 
 from relex_core.collect import collect
 from relex_core.publish import published
 from relex_core.run import run as run_all
-from relex_core.storage import open_store, write_bytes
+from relex_core.storage import open_store
 
 
 def relex(folder: Path, *arguments: str, **sections: Any) -> subprocess.CompletedProcess[str]:
@@ -109,15 +109,8 @@ def test_the_pipeline_on_gcs(tmp_path: Path, fake_gcs: str, monkeypatch: pytest.
     """Base, trajectory, questions and run directory in a bucket; the processes share nothing else."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
     uri = f"gs://{new_bucket(fake_gcs)}/rl"
-    bucket, data = open_store(uri), scripted_run(tmp_path / "data", candidates=0.9, last_observed=0.3)
-    for path in sorted(data.rglob("*")):
-        if path.is_file():
-            write_bytes(bucket, path.relative_to(data).as_posix(), path.read_bytes())
-    sections: dict[str, Any] = {"base": f"{uri}/trajectory/base", "trajectory": f"{uri}/trajectory"}
-    evaluation = spec_data()["evaluation"]
-    for split in ("select", "confirm"):
-        evaluation[split]["task"]["file"] = f"{uri}/{split}.jsonl"
-    done = relex(tmp_path, "--shards", "2", "--out", f"{uri}/relex", "--json", **sections, evaluation=evaluation)
+    upload(scripted_run(tmp_path / "data", candidates=0.9, last_observed=0.3), uri)
+    done = relex(tmp_path, "--shards", "2", "--out", f"{uri}/relex", "--json", **sections_on_gcs(uri))
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout)["decision"] == "promote"
     outcome = published(f"{uri}/relex")
