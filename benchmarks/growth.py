@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--data DIR] [--steps 8 16 ... 150] [--sizes 10e6 ... 500e6] [--chart growth.png]
 
-Two sweeps: T at a fixed size, and size at a fixed T. Each trajectory is made, fitted `--repeat` times and deleted. The
-line under each table is a least-squares model of the thread seconds per weight:
+Two sweeps: T at a fixed size, and size at a fixed T. Each trajectory is made, fitted `--repeat` times and, without
+--keep, deleted. The line under the tables is a least-squares model of the thread seconds per weight:
 
     seconds = a + b T + c T²          a, b: reading and converting; c: the Gram matrix's products
 
@@ -67,24 +67,26 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("bench-data"))
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 24, 32, 50, 75, 100, 150])
-    parser.add_argument("--size", type=float, default=20e6, help="parameters while T grows")
-    parser.add_argument("--sizes", type=float, nargs="+", default=[10e6, 30e6, 60e6, 120e6, 250e6, 500e6])
+    parser.add_argument("--size", type=float, default=10e6, help="parameters while T grows")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[10e6, 30e6, 62e6, 120e6, 250e6, 500e6])
     parser.add_argument("--window", type=int, default=16, help="T while the size grows")
     parser.add_argument("--budget", default="4GiB")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="the trajectories, for the next call")
     parser.add_argument("--chart", type=Path, help="also draw both sweeps into this PNG file")
     return parser.parse_args()
 
 
 def point(arguments: argparse.Namespace, parameters: float, steps: int) -> Point:
-    """Make a trajectory, fit it, delete it."""
-    data = arguments.data / f"growth-{parameters:.0f}-{steps}"
+    """Make a trajectory, fit it and, unless told otherwise, delete it."""
+    data = arguments.data.resolve() / f"{parameters:.0f}-{steps}"  # where bench.py has its own
     sizes = ("--parameters", str(parameters), "--steps", str(steps))
     measured([sys.executable, Path(__file__).with_name("trajectory.py"), data, *sizes])
     try:
         return _point(arguments, data, steps)
     finally:
-        shutil.rmtree(data)
+        if not arguments.keep:
+            shutil.rmtree(data)
 
 
 def _point(arguments: argparse.Namespace, data: Path, steps: int) -> Point:
