@@ -261,12 +261,18 @@ def tile_bytes(steps: int) -> int:
 def tile_columns(steps: int) -> int:
     """Columns of the float32 tile "T m" that one product takes.
 
-    Measured on a two-core AMD EPYC (512 KiB of L2 a core), T = 24: 2 Ki columns 0.28, 4 Ki 0.35, 8 Ki 0.40, 16 Ki
-    0.43, 64 Ki 0.42 G elements a second: from about 1 MiB on, the calls' overhead is gone. It depends on T alone,
-    because where tiles end is part of the rounding of the result.
+    Measured on one core of an AMD EPYC (512 KiB of L2, 32 MiB of L3), Gram matrix and direction, G weights a second:
+
+        columns    2 Ki   4 Ki   8 Ki   16 Ki   32 Ki
+        T = 24     0.45   0.53   0.63   0.65    0.69
+        T = 75     0.37   0.36   0.42   0.42    0.42
+        T = 150    0.28   0.30   0.32   0.31    0.23
+
+    From 1 to 5 MiB the calls' overhead is gone and the cache still holds a tile. It depends on T alone, because where
+    tiles end is part of the rounding of the result.
     """
-    columns = 16 * 1024
-    while columns > 1024 and columns * steps * 4 > 2 * 2**20:
+    columns = BLOCK_COLUMNS
+    while columns > 1024 and columns * steps * 4 > 4 * 2**20:
         columns //= 2
     return columns
 
