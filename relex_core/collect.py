@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import ValidationError
 
 from relex_core import layout
+from relex_core.checkpoints.adapter import adapter_differences
 from relex_core.checkpoints.checkpoint import CONFIG, open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.observed import ObservedStep
@@ -221,6 +222,8 @@ def _window(spec: RunSpec, steps: Sequence[ObservedStep]) -> list[ObservedStep]:
 
 def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) -> list[str]:
     """What keeps `checkpoint` from being a step of a run that started from `base` and whose first step is `first`."""
+    if checkpoint.adapter or first.adapter:
+        return adapter_differences(checkpoint, base, first)
     problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
     problems += [
         f"tensor {name} is extra: the base has none"
@@ -258,6 +261,8 @@ def _manifest(
     spec: RunSpec, base_files: Sequence[ObjectInfo], base: Checkpoint, window: Sequence[ObservedStep]
 ) -> WindowManifest:
     first = window[0].checkpoint
+    trained = first.adapter.trained if first.adapter else base.tensors
+    dtypes = (base if first.adapter else first).tensors
     return WindowManifest(
         base=BaseRecord(uri=spec.base, files=_records([*base.files, *companion_files(base_files)])),
         checkpoints=tuple(
@@ -265,8 +270,9 @@ def _manifest(
             for step in window
         ),
         tensors=tuple(
-            TensorRecord(name=name, shape=stored.shape, dtype=first.tensors[name].dtype)
+            TensorRecord(name=name, shape=stored.shape, dtype=dtypes[name].dtype)
             for name, stored in base.tensors.items()
+            if name in trained
         ),
         t_cut=spec.window.t_cut,
     ).with_digest()

@@ -56,7 +56,7 @@ def trajectory_text(report: TrajectoryReport) -> str:
     rows = [
         (
             str(step.step),
-            step.layout,
+            f"{step.layout}: {step.adapter}" if step.adapter else step.layout,
             _state(step),
             str(step.tensors),
             " ".join(step.dtypes),

@@ -1,0 +1,167 @@
+"""Where candidates of a LoRA run are mixed: stored and observed factors side by side, and the base they are added to.
+
+    Σ_j a_j D_j + Σ_t b_t Δ_t = L R            the same mixes as of full weights (mixes.py), never multiplied out
+    W = W_0 + L R                              piece by piece, where full weights are written
+
+`AdapterSources` stands in for `mixing.Sources` where candidates are merged into the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from relex_core.candidate import Output
+from relex_core.checkpoints.contents import TensorInfo
+from relex_core.checkpoints.reader import Piece, TensorReader, open_files_reader
+from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES, read_header
+from relex_core.errors import DataError, SpecError
+from relex_core.fit.adapter_files import LEFT, RIGHT
+from relex_core.fit.artifact import FitArtifact
+from relex_core.guidance import Guidance
+from relex_core.lora.factors import LowRank, added, nothing
+from relex_core.lora.floats import decode, encode
+from relex_core.lora.merged import displaced
+from relex_core.lora.window import StepAdapter, open_adapters, read_elements, read_whole
+from relex_core.manifest import WindowManifest
+from relex_core.mixes import Mix
+from relex_core.recipes import Recipe
+from relex_core.storage import ObjectInfo, Store, join_uri, open_store
+
+PIECE = 1024 * 1024
+"""Weights that are mixed at a time."""
+
+
+@dataclass(frozen=True)
+class AdapterPiece:
+    """Weights `start` to `stop` of a tensor, and how far each output moves the whole tensor."""
+
+    name: str
+    start: int
+    stop: int
+    moves: tuple[LowRank, ...]
+    """One for each output; none where the tensor is frozen, or was trained whole."""
+
+
+class AdapterSources:
+    """Everything candidates are mixed from. Safe to use from several threads."""
+
+    def __init__(
+        self, run: str, manifest: WindowManifest, fit: FitArtifact, base: TensorReader, guidance: Guidance | None
+    ) -> None:
+        self._fit, self._base, self._guidance = fit, base, guidance
+        store = open_store(run)
+        listed = list(store.list("fit"))
+        self._factors = {c: _stored(store, f"fit/{c}.factors-", listed, fit) for c in fit.columns}
+        self._directions = {c: _stored(store, f"fit/{c}-", listed, fit) for c in fit.columns}
+        with ThreadPoolExecutor(16) as pool:
+            observed = open_adapters(manifest.checkpoints, pool)
+        self._observed = dict(zip(manifest.steps, observed, strict=True))
+
+    @property
+    def last(self) -> StepAdapter:
+        """The last observed adapter."""
+        return self._observed[max(self._observed)]
+
+    def displacement(self, name: str, output: Output) -> LowRank:
+        """What one candidate adds to a low-rank tensor: float64 factors, as many terms as there are."""
+        mix, rank = self._mix(name, output), output.spatial_ranks.get(name)
+        terms = [self._column(column, name).cut(rank).scaled(a) for column, a in mix.columns.items() if a]
+        terms += [self._observed[step].delta(name).scaled(b) for step, b in mix.observed.items() if b]
+        return added(terms) if terms else nothing(self.last.adapter.targets[name].shape)
+
+    def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[AdapterPiece]:
+        """One tensor in pieces, with what all of them share."""
+        low_rank = entry.name in self.last.adapter.targets
+        moves = tuple(self.displacement(entry.name, output) for output in outputs) if low_rank else ()
+        for start in range(0, entry.numel, PIECE):
+            yield AdapterPiece(entry.name, start, min(start + PIECE, entry.numel), moves)
+
+    def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
+        """(weights mixed, their bytes for every output)."""
+        stored = self._base.tensors[piece.name]
+        if stored.dtype not in FLOATS:
+            raw = self._raw(piece, stored.dtype)
+            return piece.stop - piece.start, [raw] * len(outputs)
+        base = read_elements(self._base, piece.name, piece.start, piece.stop)
+        if any(output.dtypes[piece.name] == "F64" for output in outputs):
+            base = base.astype(np.float64)
+        return piece.stop - piece.start, [
+            memoryview(_rounded(self._weights(base, piece, number, output), piece, output))
+            for number, output in enumerate(outputs)
+        ]
+
+    def _weights(self, base: np.ndarray, piece: AdapterPiece, number: int, output: Output) -> np.ndarray:
+        """Weights of one output, unrounded."""
+        if piece.moves:
+            move = piece.moves[number]
+            return displaced(base, move, piece.start) if move.rank else base
+        if piece.name not in self.last.adapter.whole:
+            return base
+        mix, weights = self._mix(piece.name, output), base
+        for column, a in mix.columns.items():
+            weights = weights + a * read_elements(self._directions[column], piece.name, piece.start, piece.stop)
+        for step, b in mix.observed.items():
+            weights = weights + b * (self._observed[step].whole(piece.name, piece.start, piece.stop) - base)
+        return weights
+
+    def _mix(self, name: str, output: Output) -> Mix:
+        return output.recipe.mix(self._fit, name, self._guidance)
+
+    def _column(self, column: str, name: str) -> LowRank:
+        reader = self._factors[column]
+        left, right = (read_whole(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
+        return LowRank(left, right)
+
+    def _raw(self, piece: AdapterPiece, dtype: str) -> memoryview:
+        item = ITEM_BYTES[dtype]
+        data = bytearray((piece.stop - piece.start) * item)
+        self._base.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(data))
+        return memoryview(data)
+
+
+def refuse_automatic_ranks(recipes: Sequence[Recipe]) -> None:
+    """Refuse `spatial_ranks: auto`: of a low-rank direction most singular values are 0, and none is noise.
+
+    Raises:
+        SpecError: a recipe asks for it.
+    """
+    if any(recipe.spatial_rank == "auto" for recipe in recipes):
+        raise SpecError(
+            "candidates.spatial_ranks: auto needs full weights; a LoRA run's direction has no noise edge",
+            expected="full, or numbers",
+            next_step="name the ranks, for example spatial_ranks: [full, 4]",
+        )
+
+
+def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.ndarray:
+    """One output's bytes.
+
+    Raises:
+        DataError: they are not finite in its dtype.
+    """
+    dtype = output.dtypes[piece.name]
+    data = encode(weights, dtype)
+    if not np.isfinite(decode(data, dtype)).all():
+        raise DataError(
+            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
+            where=f"{output.folder}, dtype {dtype}",
+            expected="finite weights",
+            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
+        )
+    return data
+
+
+def _stored(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
+    files = [info for info in listed if info.name.startswith(prefix)]
+    for info in files:
+        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
+            raise DataError(
+                "a stored direction belongs to another fit",
+                where=join_uri(store.uri, info.name),
+                next_step="delete RUN/fit and run relex fit again",
+            )
+    return open_files_reader(f"stored {prefix}", store, files)
