@@ -40,6 +40,7 @@ ORDER = (
     "fit.columns",
     "fit.artifact",
     "plan",
+    "lora",
     "fit",
     "forecast",
     "probe",
@@ -51,6 +52,8 @@ ORDER = (
     "spatial",
     "mixing",
     "spatial_rank",
+    "lora.sources",
+    "lora.output",
     "extrapolate",
     "evaluate",
     "decide",
@@ -73,7 +76,7 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
-    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "forecast.__init__", "forecast.measures"),
+    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "lora.plan", "forecast.__init__", "forecast.measures"),
     *(
         "forecast.results",
         "forecast.names",

@@ -3,6 +3,7 @@
     base_model.model.MODULE.lora_A.weight, lora_B.weight        "r n", "m r": Δ of MODULE.weight = scaling · B A
     base_model.model.MODULE.lora_embedding_A, lora_embedding_B  the same, transposed
     base_model.model.TENSOR                                     trained whole: modules_to_save, or a bias
+    base_model.model.MODULE.base_layer.bias                     the bias of an adapted module, trained whole
     base_model.model.MODULE.base_layer.weight                   a copy of the frozen weight below an adapter
 
 No tensor of the file is left out: what is none of these is refused by name.
@@ -22,11 +23,12 @@ from relex_core.checkpoints.adapter_config import (
 )
 from relex_core.checkpoints.contents import WEIGHT, Adapter, Checkpoint, LowRankTarget, TensorInfo
 from relex_core.checkpoints.safetensors_file import FLOATS
+from relex_core.errors import CheckpointChanged
 from relex_core.storage import ObjectInfo, Store
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?P<suffix>\.weight)?")
-FROZEN = ".base_layer.weight"
+FROZEN, TRAINED_BIAS, BIAS = ".base_layer.weight", ".base_layer.bias", ".bias"
 
 
 def holds_adapter(files: Mapping[str, ObjectInfo]) -> bool:
@@ -53,9 +55,12 @@ def read_adapter(
         return None
     info = files[CONFIG_FILE]
     data = bytearray(info.size)
-    store.read_into(info.name, info.generation, 0, memoryview(data))
     try:
+        store.read_into(info.name, info.generation, 0, memoryview(data))
         config = parse_adapter_config(bytes(data))
+    except CheckpointChanged as error:  # since the listing: it is still being written
+        checkpoint.incomplete.append(f"{CONFIG_FILE}: {error.what}")
+        return None
     except ValueError as error:
         checkpoint.incomplete.append(f"{CONFIG_FILE} is no config of an adapter: {faults(error)}")
         return None
@@ -80,6 +85,8 @@ def _sorted_out(config: AdapterConfig, checkpoint: Checkpoint) -> Adapter:
             factors.setdefault((match["module"], bool(match["embedding"])), {})[match["side"]] = name
         elif inner.endswith(FROZEN):
             frozen[inner.removesuffix(FROZEN) + WEIGHT] = name
+        elif inner.endswith(TRAINED_BIAS):
+            whole[inner.removesuffix(TRAINED_BIAS) + BIAS] = name
         elif "lora_" in inner or ".base_layer." in inner:
             checkpoint.wrong.append(f"tensor {name[:200]} of {WEIGHTS_FILE} is not understood: this kind is not read")
         else:

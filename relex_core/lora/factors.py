@@ -51,7 +51,7 @@ class LowRank:
         return LowRank(factor * self.left, self.right)
 
     def cut(self, rank: int | None) -> LowRank:
-        """The first `rank` terms (None: all) of the product; of a compressed matrix, its best approximation of that rank."""
+        """The first terms of the product (None: all); of a compressed matrix, its best approximation of that rank."""
         return LowRank(self.left[:, :rank], self.right[:rank])
 
     def elements(self, start: int, stop: int, dtype: type[np.floating]) -> Float[np.ndarray, " n"]:
@@ -112,16 +112,24 @@ def numerical_rank(sigma: Float[np.ndarray, " k"]) -> int:
     return int(np.count_nonzero(tails > ROUNDING * tails[0])) if len(sigma) else 0
 
 
-def balanced(compressed: LowRank, rank: int) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r n"]]:
-    """(B, A) of exactly `rank` columns with B A = the first terms of a compressed matrix: B = U √Σ, A = √Σ Vᵀ.
+def projected(matrix: Float[np.ndarray, "m n"], rank: int) -> LowRank:
+    """A dense matrix cut to its first `rank` singular vectors, by the Gram matrix of its shorter side."""
+    if matrix.shape[0] < matrix.shape[1]:
+        return projected(matrix.T, rank).transposed()
+    wide = matrix.astype(np.float64)
+    vectors = np.linalg.eigh(wide.T @ wide).eigenvectors[:, ::-1][:, :rank]
+    return LowRank(wide @ vectors, vectors.T)
 
-    A matrix of lower rank leaves columns and rows of zeros.
+
+def balanced(compressed: LowRank, rank: int) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r n"]]:
+    """(B, A) of exactly `rank` columns and rows with B A = the first terms of a compressed matrix, or of its transpose:
+    B = U √Σ, A = √Σ Vᵀ. A matrix of lower rank leaves columns and rows of zeros.
     """
-    kept = min(rank, compressed.rank)
-    roots = np.sqrt(np.linalg.norm(compressed.left[:, :kept], axis=0))
+    kept = compressed.cut(rank)
+    lefts, rights = np.linalg.norm(kept.left, axis=0), np.linalg.norm(kept.right, axis=1)
     b, a = np.zeros((compressed.shape[0], rank)), np.zeros((rank, compressed.shape[1]))
-    b[:, :kept] = compressed.left[:, :kept] / np.where(roots > 0, roots, 1.0)
-    a[:kept] = roots[:, None] * compressed.right[:kept]
+    b[:, : kept.rank] = kept.left * np.sqrt(rights / lefts)
+    a[: kept.rank] = kept.right * np.sqrt(lefts / rights)[:, None]
     return b, a
 
 

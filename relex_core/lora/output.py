@@ -9,6 +9,7 @@ relex.json, for each tensor and for all of them together.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,9 +33,12 @@ from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import TensorRecord, WindowManifest
 from relex_core.parallel import ordered_map
 from relex_core.spec import CandidatesSpec
-from relex_core.storage import Store, open_store, read_bytes, write_bytes
+from relex_core.storage import Store, open_store, write_bytes
 
-OBSERVED, MERGED = "observed", "merged"
+log = logging.getLogger("relex")
+
+MERGED = "merged"
+"""`candidates.write`."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,11 @@ def _write_adapter(
                 count, [data] = sources.mix(piece, [output])
                 stream.write(data)
                 advance(count)
-    config = read_bytes(open_store(manifest.last_observed.uri), CONFIG_FILE)
-    write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(config, sources.last, output))
+    write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(_observed_config(manifest), sources.last, output))
     total = float(np.linalg.norm(list(norms.values())))
     errors = {name: lost[name] / norm if norm else 0.0 for name, norm in norms.items()}
     whole = float(np.linalg.norm(list(lost.values()))) / total if total else 0.0
+    log.info("%s: as an adapter it loses %.2g of its displacement", output.recipe.name, whole)
     return replace(output, truncation_error=whole, truncation_errors=errors)
 
 
@@ -165,7 +169,7 @@ def _factors(sources: AdapterSources, output: Output, name: str) -> WrittenFacto
     target, dtype = sources.last.adapter.targets[name], output.dtypes[name]
     wanted = compress(sources.displacement(name, output))
     product = wanted.transposed() if target.transposed else wanted
-    b, a = balanced(compress(product) if target.transposed else product, output.adapter_ranks[name])
+    b, a = balanced(product, output.adapter_ranks[name])
     stored_b, stored_a = encode(b, dtype), encode(a, dtype)
     written = LowRank(
         decode(stored_b, dtype).reshape(b.shape).astype(np.float64),
@@ -179,6 +183,14 @@ def _factors(sources: AdapterSources, output: Output, name: str) -> WrittenFacto
             next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
         )
     return WrittenFactors(stored_a, stored_b, wanted.norm, added([product, written.scaled(-1.0)]).norm)
+
+
+def _observed_config(manifest: WindowManifest) -> bytes:
+    last = manifest.last_observed
+    [record] = (file for file in last.files if file.name == CONFIG_FILE)
+    data = bytearray(record.size)
+    open_store(last.uri).read_into(record.name, record.generation, 0, memoryview(data))
+    return bytes(data)
 
 
 def _config(data: bytes, last: StepAdapter, output: Output) -> bytes:

@@ -17,6 +17,14 @@ def total_rank(weight: str, adapters: Sequence[Adapter]) -> int:
     return sum(adapter.targets[weight].rank for adapter in adapters)
 
 
+def stored_numbers(name: str, adapters: Sequence[Adapter], numel: int) -> int:
+    """Numbers of one stored direction of a tensor, at most."""
+    target = adapters[0].targets.get(name)
+    if target is None:
+        return numel
+    return min(total_rank(name, adapters), *target.shape) * sum(target.shape)
+
+
 def tensor_bytes(name: str, adapters: Sequence[Adapter]) -> int:
     """Bytes that the fit of one tensor holds at most, all of it float64: the factors side by side, twice while they are
     put there; their orthogonal bases, with LAPACK's copies; and the core with its singular vectors."""

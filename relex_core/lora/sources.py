@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES, read_hea
 from relex_core.errors import DataError, SpecError
 from relex_core.fit.adapter_files import LEFT, RIGHT
 from relex_core.fit.artifact import FitArtifact
+from relex_core.fit.columns import rank_columns
 from relex_core.guidance import Guidance
-from relex_core.lora.factors import LowRank, added, nothing
+from relex_core.lora.factors import LowRank, added, nothing, projected
 from relex_core.lora.floats import decode, encode
 from relex_core.lora.merged import displaced
 from relex_core.lora.window import StepAdapter, open_adapters, read_elements, read_whole
@@ -42,8 +43,10 @@ class AdapterPiece:
     name: str
     start: int
     stop: int
-    moves: tuple[LowRank, ...]
+    moves: tuple[LowRank, ...] = ()
     """One for each output; none where the tensor is frozen, or was trained whole."""
+    cuts: Mapping[tuple[str, int], LowRank] = field(default_factory=dict)
+    """Of a matrix that was trained whole: its directions, cut to the spatial ranks that are wanted of them."""
 
 
 class AdapterSources:
@@ -75,10 +78,11 @@ class AdapterSources:
 
     def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[AdapterPiece]:
         """One tensor in pieces, with what all of them share."""
-        low_rank = entry.name in self.last.adapter.targets
+        low_rank, whole = (entry.name in names for names in (self.last.adapter.targets, self.last.adapter.whole))
         moves = tuple(self.displacement(entry.name, output) for output in outputs) if low_rank else ()
+        cuts = self._cut_directions(entry.name, outputs) if whole else {}
         for start in range(0, entry.numel, PIECE):
-            yield AdapterPiece(entry.name, start, min(start + PIECE, entry.numel), moves)
+            yield AdapterPiece(entry.name, start, min(start + PIECE, entry.numel), moves, cuts)
 
     def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
@@ -103,10 +107,24 @@ class AdapterSources:
             return base
         mix, weights = self._mix(piece.name, output), base
         for column, a in mix.columns.items():
-            weights = weights + a * read_elements(self._directions[column], piece.name, piece.start, piece.stop)
+            cut = piece.cuts.get((column, output.spatial_ranks.get(piece.name, 0)))
+            if cut is None:
+                direction = read_elements(self._directions[column], piece.name, piece.start, piece.stop)
+            else:
+                direction = cut.elements(piece.start, piece.stop, base.dtype.type)
+            weights = weights + a * direction
         for step, b in mix.observed.items():
             weights = weights + b * (self._observed[step].whole(piece.name, piece.start, piece.stop) - base)
         return weights
+
+    def _cut_directions(self, name: str, outputs: Sequence[Output]) -> dict[tuple[str, int], LowRank]:
+        ranks = {output.spatial_ranks[name] for output in outputs if name in output.spatial_ranks}
+        moved = self._fit.tensors[name].components if ranks else ()
+        cuts: dict[tuple[str, int], LowRank] = {}
+        for column in rank_columns(len(moved)):
+            direction = read_whole(self._directions[column], name)
+            cuts |= {(column, rank): projected(direction, rank) for rank in ranks}
+        return cuts
 
     def _mix(self, name: str, output: Output) -> Mix:
         return output.recipe.mix(self._fit, name, self._guidance)
