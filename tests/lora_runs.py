@@ -52,7 +52,8 @@ def tiny_model(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A Llama of 26 thousand weights, seeded."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=VOCAB, num_key_value_heads=2, tie_word_embeddings=False, **{**shape, **changes})
+    more = {"vocab_size": VOCAB, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    config = LlamaConfig(**{**shape, **more, **changes})
     return LlamaForCausalLM(config).to(dtype)
 
 
@@ -61,6 +62,7 @@ def train(
     steps: Sequence[int],
     *,
     dtype: torch.dtype = torch.float32,
+    base: Any = None,
     model: Mapping[str, Any] | None = None,
     autocast: bool = True,
     merge: bool = True,
@@ -70,19 +72,20 @@ def train(
 
     Args:
         dtype: of the base.
+        base: another model than the tiny Llama.
         model: changes of the Llama's config.
         autocast: train the adapter in float32 whatever the base's dtype, as PEFT does by default.
         merge: also save each step merged by PEFT's merge_and_unload, as float32 checkpoints.
         lora: of LoraConfig.
     """
     run = LoraRun(root, tuple(steps))
-    base = tiny_model(dtype, **(model or {}))
+    base = tiny_model(dtype, **(model or {})) if base is None else base
     base.save_pretrained(run.base)
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
     torch.manual_seed(1)
     adapted = get_peft_model(base, config, autocast_adapter_dtype=autocast)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=5e-3)
-    tokens = torch.randint(0, VOCAB, (8, 12))
+    tokens = torch.randint(0, base.config.vocab_size, (8, 12))
     for step in range(1, max(steps) + 1):
         adapted(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()

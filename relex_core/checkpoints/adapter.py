@@ -161,7 +161,7 @@ def _misfits(name: str, adapter: Adapter, checkpoint: Checkpoint, base: Checkpoi
         problems.append(f"the update of {name} has shape {list(shape)}, the base {list(there.shape)}")
     if there.dtype not in FLOATS:
         problems.append(f"tensor {name} is trained, but {there.dtype} in the base")
-    embedding = bool(target and target.embedding) or _is_embedding(there, base)
+    embedding = target.embedding if target else _is_embedding(there, base)
     if embedding and _ties_embeddings(base):
         problems.append(f"tensor {name} is trained, but the base ties it to another one: merge the steps instead")
     return problems
@@ -173,4 +173,6 @@ def _ties_embeddings(base: Checkpoint) -> bool:
 
 
 def _is_embedding(tensor: TensorInfo, base: Checkpoint) -> bool:
-    return tensor.shape == (base.config.get("vocab_size"), base.config.get("hidden_size"))
+    """By its shape, and by its place outside of the numbered layers."""
+    numbered = any(part.isdigit() for part in tensor.name.split("."))
+    return not numbered and tensor.shape == (base.config.get("vocab_size"), base.config.get("hidden_size"))

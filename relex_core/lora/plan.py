@@ -33,7 +33,8 @@ def tensor_bytes(name: str, adapters: Sequence[Adapter]) -> int:
         return 8 * 3 * len(adapters) * WHOLE_TILE
     (rows, columns), rank = target.shape, total_rank(name, adapters)
     p, q = min(rows, rank), min(columns, rank)
-    return 8 * (2 * rank * (rows + columns) + 2 * (rows * p + columns * q) + 4 * p * q + 2 * rank * (p + q))
+    numbers = 2 * rank * (rows + columns) + 2 * (rows * p + columns * q) + 4 * p * q + 2 * rank * (p + q)
+    return 9 * numbers  # 8 bytes each; measured: 87 to 100 % of that, and an eighth is left for the rest
 
 
 def workers_within(

@@ -1,0 +1,73 @@
+"""A LoRA run from its adapters to the decision: every stage as `relex run` does it, with a real model and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lora_runs import LoraRun, train
+from support import SMALL
+from transformers import AutoModelForCausalLM
+
+from relex_core.checkpoints.adapter_config import WEIGHTS_FILE
+from relex_core.errors import DataError
+from relex_core.evaluate.scratch import local_checkpoint
+from relex_core.run import run as run_all
+
+BASE = SMALL / "run" / "base"
+STEPS = (1, 2, 3, 4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> LoraRun:
+    root = tmp_path_factory.mktemp("lora")
+    run = train(root, STEPS, base=AutoModelForCausalLM.from_pretrained(BASE), merge=False, r=2)
+    shutil.rmtree(run.base)
+    shutil.copytree(BASE, run.base)
+    for name, seed in (("select", 1), ("confirm", 2)):
+        (root / f"{name}.jsonl").write_text(questions(seed))
+    return run
+
+
+def questions(seed: int) -> str:
+    numbers = random.Random(seed)
+    pairs = {(numbers.randrange(50) + 50 * seed, numbers.randrange(100)) for _ in range(40)}
+    return "\n".join(
+        json.dumps({"prompt": f"{a:03d}+{b:03d}=", "answer": f"{a + b:04d}"}) for a, b in sorted(pairs)[:20]
+    )
+
+
+def split(run: LoraRun, name: str) -> dict[str, Any]:
+    return {"task": {"name": "addition", "file": str(run.root / f"{name}.jsonl")}, "max_tokens": 6, "batch_size": 20}
+
+
+@pytest.mark.parametrize("write", ["observed", "merged"])
+def test_all_stages(lora: LoraRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    monkeypatch.setenv("RELEX_SCRATCH", str(tmp_path / "scratch"))
+    evaluation = {"device": "cpu", "select": split(lora, "select"), "confirm": split(lora, "confirm")}
+    chosen = {"target_steps": [9], "scales": [1.0, 0.5], "write": write, "keep": "all"}
+    spec = lora.spec("adapters", out=str(tmp_path / "run"), evaluation=evaluation, candidates=chosen)
+    result = run_all(spec)
+    assert result.decision is not None
+    names = {standing.candidate for standing in result.decision.select}
+    assert names == {"base", "last_observed", "relex-step00009-scale1.00", "relex-step00009-scale0.50"}
+    answers = {
+        name: (tmp_path / "run" / "eval" / name / "addition-select" / "samples.jsonl").read_text() for name in names
+    }
+    assert answers["base"] != answers["last_observed"]  # the adapter was at work
+    folder = tmp_path / "run" / "candidates" / "relex-step00009-scale1.00"
+    assert (folder / WEIGHTS_FILE).exists() == (write == "observed")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not any((tmp_path / "scratch").glob("*")) and (write == "merged" or (tmp_path / "scratch").exists())
+
+
+def test_an_adapter_needs_its_base(lora: LoraRun, tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="not a complete checkpoint"),
+        local_checkpoint(str(lora.adapter(1)), str(tmp_path)),
+    ):
+        pass
