@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,17 +78,16 @@ def test_truncation_is_the_best_of_its_rank(window: tuple[list[LowRank], list[np
 
 
 @given(windows())
-def test_norms_transposes_and_elements(window: tuple[list[LowRank], list[np.ndarray]]) -> None:
+def test_transposes_and_elements(window: tuple[list[LowRank], list[np.ndarray]]) -> None:
     deltas, dense = window
     matrix, product = deltas[0], dense[0]
-    assert matrix.norm == pytest.approx(np.linalg.norm(product), rel=1e-9, abs=1e-12 * np.linalg.norm(matrix.left))
     other = matrix.transposed()
     assert np.allclose(other.left @ other.right, product.T, rtol=1e-9, atol=1e-12 * np.linalg.norm(matrix.left))
     flat = product.ravel()
     for start in range(0, len(flat), 4):
         stop = min(start + 4, len(flat))
         assert np.allclose(
-            matrix.elements(start, stop, np.float64),
+            matrix.elements(start, stop),
             flat[start:stop],
             rtol=1e-9,
             atol=1e-12 * np.linalg.norm(matrix.left),
@@ -98,12 +96,11 @@ def test_norms_transposes_and_elements(window: tuple[list[LowRank], list[np.ndar
 
 def test_the_zero_matrix() -> None:
     zero = nothing((3, 4))
-    assert zero.norm == 0.0
     assert compress(zero).rank == 0
     b, a = balanced(compress(zero), 2)
     assert not b.any() and not a.any() and (b @ a).shape == (3, 4)
     assert compress(LowRank(np.zeros((3, 2)), np.ones((2, 4)))).rank == 0  # a step with B = 0
-    assert (zero.elements(2, 7, np.float32) == np.zeros(5)).all()
+    assert (zero.elements(2, 7) == np.zeros(5)).all()
 
 
 def test_a_rank_that_is_not_there_is_not_kept() -> None:

@@ -71,3 +71,36 @@ def test_an_adapter_needs_its_base(lora: LoraRun, tmp_path: Path) -> None:
         local_checkpoint(str(lora.adapter(1)), str(tmp_path)),
     ):
         pass
+
+
+def test_what_the_hf_trainer_leaves(tmp_path: Path) -> None:
+    """Its own folders, with optimizer states and arguments beside the adapter."""
+    import torch
+    from lora_runs import tiny_model
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 48, (12, 8))]
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "adapters"),
+        max_steps=3,
+        save_steps=1,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    run = LoraRun(tmp_path, (1, 2, 3))
+    assert run.adapter(1).joinpath("optimizer.pt").exists()
+    spec = run.spec("adapters", window={"every": 1}, candidates={"target_steps": [6]})
+    result = run_all(spec)
+    assert result.window.adapters and result.window.steps == (1, 2, 3)
+    assert result.fit.summary.moved == 2
+    assert (Path(spec.run_root) / "candidates" / result.candidates[0].name / WEIGHTS_FILE).exists()

@@ -30,6 +30,7 @@ from relex_core.fit.checks import refuse_another_base, refuse_identical_steps
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
+from relex_core.fit.row_reads import row_reads
 from relex_core.lora.factors import LowRank, added, triangles
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
@@ -57,6 +58,8 @@ class AdapterFit:
     key: str
     groups: Sequence[Group]
     workers: int
+    rows: ThreadPoolExecutor | None
+    """Reads the steps of a tensor at the same time, where a request takes much longer than its bytes."""
 
     @property
     def bytes_read(self) -> int:
@@ -98,8 +101,9 @@ def fit_adapters(run: str, shard: int, shards: int) -> None:
     names = [tensor.name for tensor in manifest.tensors]
     cores = len(os.sched_getaffinity(0))
     workers, _ = workers_within(spec.fit, names, adapters, cores, resident_bytes())
-    context = AdapterFit(spec.fit, manifest, base, observed, store, fit_key(spec, manifest), groups, workers)
-    with threadpool_limits(1):
+    key = fit_key(spec, manifest)
+    with threadpool_limits(1), row_reads(manifest) as rows:
+        context = AdapterFit(spec.fit, manifest, base, observed, store, key, groups, workers, rows)
         _fit_left(context, shard_groups(groups, shard, shards))
 
 
@@ -153,7 +157,8 @@ def _fit_tensor(context: AdapterFit, tensor: PlannedTensor) -> FittedTensor:
             gram += tile @ tile.T
         return FittedTensor(tensor, gram, base_square, _basis(context, gram))
     _refuse_thawed(context, tensor)
-    deltas = [step.delta(tensor.name) for step in context.observed]
+    many = context.rows.map if context.rows else map
+    deltas = list(many(lambda step: step.delta(tensor.name), context.observed))
     ranks = [delta.rank for delta in deltas]
     stack = added(deltas)
     del deltas

@@ -25,6 +25,8 @@ class LowRank:
 
     left: Float[np.ndarray, "m k"]
     right: Float[np.ndarray, "k n"]
+    compressed: bool = False
+    """Whether the terms are singular ones, descending: orthogonal columns on the left, orthogonal rows on the right."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,30 +38,28 @@ class LowRank:
         return len(self.right)
 
     @property
-    def norm(self) -> float:
-        """Frobenius norm, from the triangles of both factors."""
-        return float(np.linalg.norm(_triangle(self.left) @ _triangle(self.right.T).T)) if self.rank else 0.0
-
-    @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.left).all() and np.isfinite(self.right).all())
 
     def transposed(self) -> LowRank:
-        return LowRank(self.right.T, self.left.T)
+        return LowRank(self.right.T, self.left.T, self.compressed)
 
     def scaled(self, factor: float) -> LowRank:
-        return LowRank(factor * self.left, self.right)
+        return LowRank(factor * self.left, self.right, self.compressed)
 
     def cut(self, rank: int | None) -> LowRank:
         """The first terms of the product (None: all); of a compressed matrix, its best approximation of that rank."""
-        return LowRank(self.left[:, :rank], self.right[:rank])
+        return LowRank(self.left[:, :rank], self.right[:rank], self.compressed)
 
-    def elements(self, start: int, stop: int, dtype: type[np.floating]) -> Float[np.ndarray, " n"]:
-        """Elements `start` to `stop` of the flattened matrix, multiplied in `dtype`."""
+    def astype(self, dtype: np.dtype) -> LowRank:
+        return LowRank(self.left.astype(dtype), self.right.astype(dtype), self.compressed)
+
+    def elements(self, start: int, stop: int) -> Float[np.ndarray, " n"]:
+        """Elements `start` to `stop` of the flattened matrix."""
         columns = self.right.shape[1]
         first, last = start // columns, -(-stop // columns)
-        rows = self.left[first:last].astype(dtype) @ self.right.astype(dtype)
-        return rows.reshape(-1)[start - first * columns : stop - first * columns]
+        rows: np.ndarray = (self.left[first:last] @ self.right).reshape(-1)
+        return rows[start - first * columns : stop - first * columns]
 
 
 def nothing(shape: tuple[int, int]) -> LowRank:
@@ -69,6 +69,8 @@ def nothing(shape: tuple[int, int]) -> LowRank:
 
 def added(terms: Sequence[LowRank]) -> LowRank:
     """The sum of at least one matrix."""
+    if len(terms) == 1:
+        return terms[0]
     return LowRank(np.hstack([term.left for term in terms]), np.vstack([term.right for term in terms]))
 
 
@@ -91,7 +93,7 @@ class Triangles:
         core = (self.left_triangle * weights) @ self.right_triangle.T
         u, sigma, vt = np.linalg.svd(core, full_matrices=False)
         kept = numerical_rank(sigma)
-        return LowRank(self.left @ (u[:, :kept] * sigma[:kept]), vt[:kept] @ self.right.T)
+        return LowRank(self.left @ (u[:, :kept] * sigma[:kept]), vt[:kept] @ self.right.T, True)
 
 
 def triangles(matrix: LowRank) -> Triangles:
@@ -103,7 +105,9 @@ def triangles(matrix: LowRank) -> Triangles:
 
 def compress(matrix: LowRank) -> LowRank:
     """The same matrix at its numerical rank, as U Σ and Vᵀ."""
-    return triangles(matrix).mixed(np.ones(matrix.rank)) if matrix.rank else matrix
+    if matrix.compressed or not matrix.rank:
+        return matrix
+    return triangles(matrix).mixed(np.ones(matrix.rank))
 
 
 def numerical_rank(sigma: Float[np.ndarray, " k"]) -> int:
@@ -118,7 +122,7 @@ def projected(matrix: Float[np.ndarray, "m n"], rank: int) -> LowRank:
         return projected(matrix.T, rank).transposed()
     wide = matrix.astype(np.float64)
     vectors = np.linalg.eigh(wide.T @ wide).eigenvectors[:, ::-1][:, :rank]
-    return LowRank(wide @ vectors, vectors.T)
+    return LowRank(wide @ vectors, vectors.T, True)
 
 
 def balanced(compressed: LowRank, rank: int) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r n"]]:
@@ -131,7 +135,3 @@ def balanced(compressed: LowRank, rank: int) -> tuple[Float[np.ndarray, "m r"], 
     b[:, : kept.rank] = kept.left * np.sqrt(rights / lefts)
     a[: kept.rank] = kept.right * np.sqrt(lefts / rights)[:, None]
     return b, a
-
-
-def _triangle(matrix: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "p k"]:
-    return np.linalg.qr(matrix).R

@@ -29,7 +29,7 @@ class MergedReader:
     def __init__(self, base: TensorReader, observed: StepAdapter) -> None:
         self.label = observed.reader.label
         self._base, self._observed = base, observed
-        self._delta = lru_cache(maxsize=2)(observed.delta)  # pieces come tensor by tensor
+        self._delta_of = lru_cache(maxsize=1)(self._delta)  # pieces come tensor by tensor
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -60,10 +60,10 @@ class MergedReader:
     def _merged(self, name: str, start: int, stop: int) -> np.ndarray:
         if name in self._observed.adapter.whole:
             return self._observed.whole(name, start, stop)
-        return displaced(read_elements(self._base, name, start, stop), self._delta(name), start)
+        moved: np.ndarray = read_elements(self._base, name, start, stop) + self._delta_of(name).elements(start, stop)
+        return moved
 
-
-def displaced(base: np.ndarray, delta: LowRank, start: int) -> np.ndarray:
-    """Weights of the base from element `start` on, moved by their part of `delta`; in the base's own precision."""
-    moved: np.ndarray = base + delta.elements(start, start + len(base), base.dtype.type)
-    return moved
+    def _delta(self, name: str) -> LowRank:
+        """The update, in the precision of the sum."""
+        wide = self.tensors[name].dtype == "F64"
+        return self._observed.delta(name).astype(np.dtype(np.float64 if wide else np.float32))

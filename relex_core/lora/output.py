@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,22 +25,24 @@ from threadpoolctl import threadpool_limits
 
 from relex_core.candidate import DTYPE_NAMES, Output
 from relex_core.checkpoints.adapter_config import CONFIG_FILE, WEIGHTS_FILE
-from relex_core.checkpoints.contents import StoredTensor, TensorInfo
+from relex_core.checkpoints.contents import Adapter, LowRankTarget, StoredTensor, TensorInfo
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.errors import DataError
 from relex_core.lora.factors import LowRank, added, balanced, compress
 from relex_core.lora.floats import decode, encode
+from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
 from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import TensorRecord, WindowManifest
 from relex_core.parallel import ordered_map
 from relex_core.spec import CandidatesSpec
-from relex_core.storage import Store, open_store, write_bytes
+from relex_core.storage import Store, Writer, open_store, write_bytes
 
 log = logging.getLogger("relex")
 
 MERGED = "merged"
 """`candidates.write`."""
+NO_BYTES = np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,10 @@ class WrittenFactors:
 
     a: np.ndarray
     b: np.ndarray
-    norm: float
-    """Frobenius norm of the candidate's displacement."""
+    square: float
+    """Of the Frobenius norm of the candidate's displacement."""
     lost: float
-    """Frobenius norm of the difference between it and what PEFT makes of the bytes."""
+    """Likewise of the difference between it and what PEFT makes of the bytes."""
 
 
 def adapter_form(
@@ -118,71 +122,84 @@ def write_adapters(
     Returns:
         The outputs, with what they lose.
     """
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, threadpool_limits(1):
-        return [_write_adapter(store, manifest, base, sources, output, pool, advance) for output in outputs]
+    last, config = sources.last.adapter, _observed_config(manifest)
+    written: list[dict[str, WrittenFactors]] = [{} for _ in outputs]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, threadpool_limits(1), ExitStack() as stack:
+        streams = [stack.enter_context(_writer(store, last, base, output)) for output in outputs]
+        found = ordered_map(pool, partial(_factors, sources, outputs), last.targets, ahead=1)
+        for (name, target), several in zip(last.targets.items(), found, strict=True):
+            for stream, factors, kept in zip(streams, several, written, strict=True):
+                stream.write(memoryview(factors.a))
+                stream.write(memoryview(factors.b))
+                kept[name] = replace(factors, a=NO_BYTES, b=NO_BYTES)
+            advance(target.shape[0] * target.shape[1])
+        for name in last.whole:
+            for piece in sources.pieces(base[name], outputs):
+                count, data = sources.mix(piece, outputs)
+                for stream, part in zip(streams, data, strict=True):
+                    stream.write(part)
+                advance(count)
+    for output in outputs:
+        write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(config, last, output))
+    return [_with_errors(output, kept) for output, kept in zip(outputs, written, strict=True)]
 
 
-def _write_adapter(
-    store: Store,
-    manifest: WindowManifest,
-    base: Mapping[str, TensorInfo],
-    sources: AdapterSources,
-    output: Output,
-    pool: ThreadPoolExecutor,
-    advance: Callable[[int], object],
-) -> Output:
-    last = sources.last.adapter
+def _writer(
+    store: Store, last: Adapter, base: Mapping[str, TensorInfo], output: Output
+) -> AbstractContextManager[Writer]:
     described: list[TensorDescription] = []
     for name, target in last.targets.items():
         (rows, columns), rank = target.shape[:: -1 if target.transposed else 1], output.adapter_ranks[name]
         described.append((target.a, output.dtypes[name], (rank, columns)))
         described.append((target.b, output.dtypes[name], (rows, rank)))
     described += [(there, output.dtypes[name], base[name].shape) for name, there in last.whole.items()]
-    norms, lost = {}, {}
-    key, metadata = f"{output.folder}/{WEIGHTS_FILE}", {"format": "pt", "relex_key": output.key}
-    with safetensors_writer(store, key, described, metadata) as stream:
-        found = ordered_map(pool, partial(_factors, sources, output), last.targets, ahead=1)
-        for (name, target), factors in zip(last.targets.items(), found, strict=True):
-            stream.write(memoryview(factors.a))
-            stream.write(memoryview(factors.b))
-            norms[name], lost[name] = factors.norm, factors.lost
-            advance(target.shape[0] * target.shape[1])
-        for name in last.whole:
-            for piece in sources.pieces(base[name], [output]):
-                count, [data] = sources.mix(piece, [output])
-                stream.write(data)
-                advance(count)
-    write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(_observed_config(manifest), sources.last, output))
-    total = float(np.linalg.norm(list(norms.values())))
-    errors = {name: lost[name] / norm if norm else 0.0 for name, norm in norms.items()}
-    whole = float(np.linalg.norm(list(lost.values()))) / total if total else 0.0
-    log.info("%s: as an adapter it loses %.2g of its displacement", output.recipe.name, whole)
-    return replace(output, truncation_error=whole, truncation_errors=errors)
+    metadata = {"format": "pt", "relex_key": output.key}
+    return safetensors_writer(store, f"{output.folder}/{WEIGHTS_FILE}", described, metadata)
 
 
-def _factors(sources: AdapterSources, output: Output, name: str) -> WrittenFactors:
-    """One tensor's factors, best for their rank.
+def _factors(sources: AdapterSources, outputs: Sequence[Output], name: str) -> list[WrittenFactors]:
+    """One tensor's factors for every output, best for their rank."""
+    moves = sources.displacements(name, outputs)
+    return [
+        _written(sources.last.adapter.targets[name], move, output) for move, output in zip(moves, outputs, strict=True)
+    ]
+
+
+def _written(target: LowRankTarget, move: LowRank, output: Output) -> WrittenFactors:
+    """One tensor's factors.
 
     Raises:
         DataError: they are not finite in their dtype.
     """
-    target, dtype = sources.last.adapter.targets[name], output.dtypes[name]
-    wanted = compress(sources.displacement(name, output))
-    product = wanted.transposed() if target.transposed else wanted
-    b, a = balanced(product, output.adapter_ranks[name])
+    dtype = output.dtypes[target.weight]
+    whole = move.transposed() if target.transposed else move
+    b, a = balanced(compress(whole), output.adapter_ranks[target.weight])
     stored_b, stored_a = encode(b, dtype), encode(a, dtype)
-    written = LowRank(
-        decode(stored_b, dtype).reshape(b.shape).astype(np.float64),
-        decode(stored_a, dtype).reshape(a.shape).astype(np.float64),
-    )
-    if not written.finite:
+    product = LowRank(_read_back(stored_b, b, dtype), _read_back(stored_a, a, dtype))
+    if not product.finite:
         raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {name}",
+            f"candidate {output.recipe.name} is not finite in tensor {target.weight}",
             where=f"{output.folder}, dtype {dtype}",
             expected="finite weights",
             next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
         )
-    return WrittenFactors(stored_a, stored_b, wanted.norm, added([product, written.scaled(-1.0)]).norm)
+    if not whole.rank:
+        return WrittenFactors(stored_a, stored_b, 0.0, 0.0)
+    (square, inner), (_, own) = low_rank_gram(added([whole, product]), [whole.rank, product.rank])
+    return WrittenFactors(stored_a, stored_b, float(square), max(float(square - 2 * inner + own), 0.0))
+
+
+def _read_back(stored: np.ndarray, values: np.ndarray, dtype: str) -> np.ndarray:
+    """What PEFT will read, float64."""
+    return decode(stored, dtype).reshape(values.shape).astype(np.float64)
+
+
+def _with_errors(output: Output, written: Mapping[str, WrittenFactors]) -> Output:
+    errors = {name: math.sqrt(f.lost / f.square) if f.square else 0.0 for name, f in written.items()}
+    square, lost = (sum(getattr(f, part) for f in written.values()) for part in ("square", "lost"))
+    whole = math.sqrt(lost / square) if square else 0.0
+    log.info("%s: as an adapter it loses %.2g of its displacement", output.recipe.name, whole)
+    return replace(output, truncation_error=whole, truncation_errors=errors)
 
 
 def _observed_config(manifest: WindowManifest) -> bytes:
@@ -193,10 +210,10 @@ def _observed_config(manifest: WindowManifest) -> bytes:
     return bytes(data)
 
 
-def _config(data: bytes, last: StepAdapter, output: Output) -> bytes:
+def _config(data: bytes, last: Adapter, output: Output) -> bytes:
     """The last observed adapter_config.json with the written ranks, and alphas that make every scaling 1."""
     config: dict[str, Any] = json.loads(data)
-    targets = last.adapter.targets
+    targets = last.targets
     ranks = {target.module: output.adapter_ranks[name] for name, target in targets.items()}
     common = max(ranks.values(), key=list(ranks.values()).count)
     # Anchored: PEFT would take the key for any module whose name ends so.

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 
@@ -25,8 +26,7 @@ from relex_core.fit.columns import rank_columns
 from relex_core.guidance import Guidance
 from relex_core.lora.factors import LowRank, added, nothing, projected
 from relex_core.lora.floats import decode, encode
-from relex_core.lora.merged import displaced
-from relex_core.lora.window import StepAdapter, open_adapters, read_elements, read_whole
+from relex_core.lora.window import StepAdapter, open_adapter, read_elements, read_whole
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
 from relex_core.recipes import Recipe
@@ -60,29 +60,35 @@ class AdapterSources:
         listed = list(store.list("fit"))
         self._factors = {c: _stored(store, f"fit/{c}.factors-", listed, fit) for c in fit.columns}
         self._directions = {c: _stored(store, f"fit/{c}-", listed, fit) for c in fit.columns}
-        with ThreadPoolExecutor(16) as pool:
-            observed = open_adapters(manifest.checkpoints, pool)
-        self._observed = dict(zip(manifest.steps, observed, strict=True))
+        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
+        self._observed: dict[int, StepAdapter] = {}
+        self._opening = Lock()
 
     @property
     def last(self) -> StepAdapter:
         """The last observed adapter."""
-        return self._observed[max(self._observed)]
+        return self._step(max(self._checkpoints))
 
-    def displacement(self, name: str, output: Output) -> LowRank:
-        """What one candidate adds to a low-rank tensor: float64 factors, as many terms as there are."""
-        mix, rank = self._mix(name, output), output.spatial_ranks.get(name)
-        terms = [self._column(column, name).cut(rank).scaled(a) for column, a in mix.columns.items() if a]
-        terms += [self._observed[step].delta(name).scaled(b) for step, b in mix.observed.items() if b]
-        return added(terms) if terms else nothing(self.last.adapter.targets[name].shape)
+    def displacements(self, name: str, outputs: Sequence[Output]) -> list[LowRank]:
+        """What each candidate adds to a low-rank tensor: float64 factors, as many terms as there are."""
+        column, delta = lru_cache(None)(self._column), lru_cache(None)(lambda step: self._step(step).delta(name))
+        found = []
+        for output in outputs:
+            mix, rank = self._mix(name, output), output.spatial_ranks.get(name)
+            terms = [column(stem, name).cut(rank).scaled(a) for stem, a in mix.columns.items() if a]
+            terms += [delta(step).scaled(b) for step, b in mix.observed.items() if b]
+            found.append(added(terms) if terms else nothing(self.last.adapter.targets[name].shape))
+        return found
 
     def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[AdapterPiece]:
         """One tensor in pieces, with what all of them share."""
         low_rank, whole = (entry.name in names for names in (self.last.adapter.targets, self.last.adapter.whole))
-        moves = tuple(self.displacement(entry.name, output) for output in outputs) if low_rank else ()
+        moves = self.displacements(entry.name, outputs) if low_rank else ()
+        dtype = np.dtype(np.float64 if self._wide(entry.name, outputs) else np.float32)
         cuts = self._cut_directions(entry.name, outputs) if whole else {}
         for start in range(0, entry.numel, PIECE):
-            yield AdapterPiece(entry.name, start, min(start + PIECE, entry.numel), moves, cuts)
+            stop = min(start + PIECE, entry.numel)
+            yield AdapterPiece(entry.name, start, stop, tuple(move.astype(dtype) for move in moves), cuts)
 
     def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
@@ -91,8 +97,7 @@ class AdapterSources:
             raw = self._raw(piece, stored.dtype)
             return piece.stop - piece.start, [raw] * len(outputs)
         base = read_elements(self._base, piece.name, piece.start, piece.stop)
-        if any(output.dtypes[piece.name] == "F64" for output in outputs):
-            base = base.astype(np.float64)
+        base = base.astype(np.float64) if self._wide(piece.name, outputs) else base
         return piece.stop - piece.start, [
             memoryview(_rounded(self._weights(base, piece, number, output), piece, output))
             for number, output in enumerate(outputs)
@@ -102,7 +107,7 @@ class AdapterSources:
         """Weights of one output, unrounded."""
         if piece.moves:
             move = piece.moves[number]
-            return displaced(base, move, piece.start) if move.rank else base
+            return base + move.elements(piece.start, piece.stop) if move.rank else base
         if piece.name not in self.last.adapter.whole:
             return base
         mix, weights = self._mix(piece.name, output), base
@@ -111,10 +116,10 @@ class AdapterSources:
             if cut is None:
                 direction = read_elements(self._directions[column], piece.name, piece.start, piece.stop)
             else:
-                direction = cut.elements(piece.start, piece.stop, base.dtype.type)
+                direction = cut.elements(piece.start, piece.stop)
             weights = weights + a * direction
         for step, b in mix.observed.items():
-            weights = weights + b * (self._observed[step].whole(piece.name, piece.start, piece.stop) - base)
+            weights = weights + b * (self._step(step).whole(piece.name, piece.start, piece.stop) - base)
         return weights
 
     def _cut_directions(self, name: str, outputs: Sequence[Output]) -> dict[tuple[str, int], LowRank]:
@@ -132,7 +137,20 @@ class AdapterSources:
     def _column(self, column: str, name: str) -> LowRank:
         reader = self._factors[column]
         left, right = (read_whole(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
-        return LowRank(left, right)
+        return LowRank(left, right, compressed=True)
+
+    def _step(self, step: int) -> StepAdapter:
+        """An observed adapter, opened when first needed: the trainer may have deleted those that are not."""
+        with self._opening:
+            if step not in self._observed:
+                record = self._checkpoints[step]
+                files = [file.info() for file in record.files]
+                self._observed[step] = open_adapter(f"step {step}", open_store(record.uri), files)
+            return self._observed[step]
+
+    def _wide(self, name: str, outputs: Sequence[Output]) -> bool:
+        """Whether a tensor is summed in float64."""
+        return "F64" in (self._base.tensors[name].dtype, *(output.dtypes.get(name) for output in outputs))
 
     def _raw(self, piece: AdapterPiece, dtype: str) -> memoryview:
         item = ITEM_BYTES[dtype]
