@@ -49,7 +49,7 @@ def split(run: LoraRun, name: str) -> dict[str, Any]:
 def test_all_stages(lora: LoraRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
     monkeypatch.setenv("RELEX_SCRATCH", str(tmp_path / "scratch"))
     evaluation = {"device": "cpu", "select": split(lora, "select"), "confirm": split(lora, "confirm")}
-    chosen = {"target_steps": [9], "scales": [1.0, 0.5], "write": write, "keep": "all"}
+    chosen = {"target_steps": [9], "scales": [1.0, 0.5], "write": write, "adapter_rank": 1, "keep": "all"}
     spec = lora.spec("adapters", out=str(tmp_path / "run"), evaluation=evaluation, candidates=chosen)
     result = run_all(spec)
     assert result.decision is not None
@@ -61,7 +61,8 @@ def test_all_stages(lora: LoraRun, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert answers["base"] != answers["last_observed"]  # the adapter was at work
     folder = tmp_path / "run" / "candidates" / "relex-step00009-scale1.00"
     assert (folder / WEIGHTS_FILE).exists() == (write == "observed")
-    assert (tmp_path / "run" / "report.html").exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ("Adapters were cut" in page) == (write == "observed")
     assert not any((tmp_path / "scratch").glob("*")) and (write == "merged" or (tmp_path / "scratch").exists())
 
 

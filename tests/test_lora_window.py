@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lora_runs import VOCAB, LoraRun, save_step, tiny_model, train
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_kill import kill_when
 
 from relex_core.capture import capture_step
 from relex_core.checkpoints.adapter_config import AdapterConfig
+from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.layouts import find_steps
 from relex_core.collect import collect, find_window
 from relex_core.dry_run import plan_run
@@ -118,7 +122,7 @@ def test_the_manifest_names_what_the_run_trains(run: LoraRun) -> None:
     ("spoil", "problem"),
     [
         (lambda run: (run.adapter(3) / CONFIG).unlink(), "step 3: adapter_config.json is missing beside adapter_model"),
-        (lambda run: (run.adapter(3) / CONFIG).write_text('{"r": 4, '), "step 3: adapter_config.json is no config"),
+        (lambda run: (run.adapter(3) / CONFIG).write_text('{"r": 4, '), "step 3: adapter_config.json is not JSON: "),
         (lambda run: change_config(run, 3, r="many"), "step 3: adapter_config.json is no config of an adapter: r: "),
         (lambda run: truncate(run, 3), "step 3: adapter_model.safetensors is cut off"),
         (lambda run: (run.adapter(3) / ADAPTER).unlink(), "step 3: no weights: neither"),
@@ -206,6 +210,26 @@ def test_what_is_no_adapter_of_this_run_is_refused_by_name(
 ) -> None:
     spoil(run)
     assert problem in window_error(run)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(["LORA", "(", "q_proj", "gaussian"]),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.sampled_from(["(", "q_proj", ".*"]), values),
+    max_leaves=4,
+)
+FIELDS = ["peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora"]
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(st.sampled_from([*FIELDS, "init_lora_weights", "more"]), JSON) | JSON, st.booleans())
+def test_no_config_ends_a_look(run: LoraRun, changes: object, whole: bool) -> None:
+    """Whatever stands there is a problem of that step, or an adapter; never a crash."""
+    path = run.adapter(1) / CONFIG
+    known = json.loads((run.adapter(2) / CONFIG).read_text())
+    path.write_text(json.dumps({**known, **changes} if isinstance(changes, dict) and not whole else changes))
+    store = open_store(str(run.adapter(1)))
+    found = open_checkpoint(store, list(store.list()))
+    assert found.problems or (found.adapter is not None and len(found.adapter.targets) == 5)
 
 
 @pytest.mark.parametrize(
@@ -447,3 +471,14 @@ def test_verl_leaves_adapters_beside_shards() -> None:
         ("global_step_5/actor/lora_adapter", "verl, LoRA adapters"),
         ("global_step_6/actor", "verl, FSDP shards"),
     ]
+
+
+def test_a_killed_fit_goes_on(run: LoraRun) -> None:
+    """A real process, really killed: the second run leaves the bytes of an uninterrupted one."""
+    sections = {"fit": {"group_size": 1, "trailing_averages": [2, 3]}}
+    whole, killed = fitted(run, out="whole", **sections), run.spec("adapters", out="killed", **sections).run_root
+    collect(run.spec("adapters", out="killed", **sections))
+    kill_when(["fit", killed], lambda: any(Path(killed, "fit").glob("gram-*")))
+    assert not Path(killed, "fit", "fit.json").exists()
+    fit(killed)
+    assert files_of(killed) == files_of(whole)

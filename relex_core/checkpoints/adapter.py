@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from pydantic import ValidationError
+
 from relex_core.checkpoints.adapter_config import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -61,8 +63,11 @@ def read_adapter(
     except CheckpointChanged as error:  # since the listing: it is still being written
         checkpoint.incomplete.append(f"{CONFIG_FILE}: {error.what}")
         return None
+    except ValidationError as error:
+        checkpoint.wrong.append(f"{CONFIG_FILE} is no config of an adapter: {faults(error)}")
+        return None
     except ValueError as error:
-        checkpoint.incomplete.append(f"{CONFIG_FILE} is no config of an adapter: {faults(error)}")
+        checkpoint.incomplete.append(f"{CONFIG_FILE} is not JSON: {error}")
         return None
     checkpoint.files.append(info)
     read_shard(files[WEIGHTS_FILE])

@@ -115,10 +115,8 @@ def parse_adapter_config(data: bytes) -> AdapterConfig:
         raise ValueError(str(error)) from None
 
 
-def faults(error: ValueError) -> str:
+def faults(error: ValidationError) -> str:
     """What is wrong with a config, in one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
     return "; ".join(
         f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors(include_url=False)
     )
