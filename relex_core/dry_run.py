@@ -81,7 +81,8 @@ def _plan_adapters(spec: RunSpec, manifest: WindowManifest, base_dtypes: Mapping
     adapters = [_adapter(checkpoint) for checkpoint in manifest.checkpoints]
     numel = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
     item = {name: ITEM_BYTES[base_dtypes[name]] for name in numel}
-    _, memory = workers_within(spec.fit, numel, adapters, len(os.sched_getaffinity(0)), TYPICAL_RESIDENT_BYTES)
+    budget, cores = int(spec.fit.memory_budget), len(os.sched_getaffinity(0))
+    _, memory = workers_within(spec.fit, budget, numel, adapters, cores, TYPICAL_RESIDENT_BYTES)
     window = sum(file.size for checkpoint in manifest.checkpoints for file in checkpoint.files)
     again = sum(numel[name] * item[name] * (len(adapters) + 1) for name in adapters[0].whole)
     stored = sum(stored_numbers(name, adapters, numel[name]) for name in numel)

@@ -90,7 +90,7 @@ BARE = (
     *("dry_run", "publish", "notify", "gate", "stages", "engines"),
     *("report.__init__", "run", "tables", "forecast_tables", "demo.__init__", "cli"),
 )
-NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping"}
+NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoolctl", "jaxtyping", "ml_dtypes"}
 
 # With numpy and scipy, but without torch: deciding and reporting run on small machines.
 LIGHT = ("decide", "evaluate.__init__", "forecast", "probe", "report")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relex_core.lora.factors import ROUNDING, LowRank, added, balanced, compress, nothing, triangles
+from relex_core.lora.factors import ROUNDING, LowRank, added, balanced, compress, nothing, projected, triangles
 from relex_core.lora.floats import decode, encode
 from relex_core.lora.gram import low_rank_gram
 
@@ -133,3 +134,12 @@ def test_bytes_are_those_of_torch(bits: int, dtype: str) -> None:
     back = decode(found, dtype)
     assert np.isnan(back[nan]).all()  # the payload may differ, no number comes of it
     assert np.array_equal(back[~nan], stored.float().numpy()[~nan] if dtype != "F64" else stored.numpy()[~nan])
+
+
+@pytest.mark.parametrize("shape", [(2500, 6), (6, 2500), (9, 9)])
+def test_a_dense_matrix_is_cut_like_numpys_svd(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+    cut = projected(matrix, 3)
+    assert (cut.left.shape, cut.right.shape) == ((shape[0], 3), (3, shape[1]))
+    assert np.allclose(cut.left @ cut.right, (u[:, :3] * sigma[:3]) @ vt[:3], atol=1e-9)

@@ -482,3 +482,20 @@ def test_a_killed_fit_goes_on(run: LoraRun) -> None:
     assert not Path(killed, "fit", "fit.json").exists()
     fit(killed)
     assert files_of(killed) == files_of(whole)
+
+
+def test_directions_of_bfloat16(run: LoraRun) -> None:
+    """Stored in half the bytes; a candidate of them differs by their rounding, and loses no more as an adapter."""
+    full = fitted(run, out="full", candidates={"target_steps": [8]})
+    half = fitted(run, out="half", fit={"direction_dtype": "bfloat16"}, candidates={"target_steps": [8]})
+    [one], [other] = extrapolate(full), extrapolate(half)
+    assert other.truncation_error == pytest.approx(one.truncation_error, abs=2e-3)
+    sizes = [sum(path.stat().st_size for path in Path(where, "fit").glob("direction*")) for where in (half, full)]
+    assert sizes[0] < 0.6 * sizes[1]
+    name = f"{Q_PROJ}.lora_{{}}.weight"
+    products = []
+    for where in (full, half):
+        tensors = load_file(Path(where, "candidates", one.name, ADAPTER))
+        products.append((tensors[name.format("B")] @ tensors[name.format("A")]).double())
+    distance = float((products[0] - products[1]).norm() / products[0].norm())
+    assert 1e-4 < distance < 1e-2

@@ -84,8 +84,11 @@ class FittedTensor:
     """Mixed directions of a low-rank tensor."""
 
 
-def fit_adapters(run: str, shard: int, shards: int) -> None:
+def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = None) -> None:
     """Fit the tensor groups of one shard that are not done yet; as `loop.fit_groups` for full weights.
+
+    Args:
+        memory_budget: bytes, instead of the spec's.
 
     Raises:
         As `relex_core.fit.fit`.
@@ -100,7 +103,8 @@ def fit_adapters(run: str, shard: int, shards: int) -> None:
     adapters = [step.adapter for step in observed]
     names = [tensor.name for tensor in manifest.tensors]
     cores = len(os.sched_getaffinity(0))
-    workers, _ = workers_within(spec.fit, names, adapters, cores, resident_bytes())
+    budget = memory_budget or int(spec.fit.memory_budget)
+    workers, _ = workers_within(spec.fit, budget, names, adapters, cores, resident_bytes())
     key = fit_key(spec, manifest)
     with threadpool_limits(1), row_reads(manifest) as rows:
         context = AdapterFit(spec.fit, manifest, base, observed, store, key, groups, workers, rows)

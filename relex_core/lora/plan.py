@@ -38,11 +38,12 @@ def tensor_bytes(name: str, adapters: Sequence[Adapter]) -> int:
 
 
 def workers_within(
-    spec: FitSpec, names: Iterable[str], adapters: Sequence[Adapter], workers: int, resident: int
+    spec: FitSpec, budget: int, names: Iterable[str], adapters: Sequence[Adapter], workers: int, resident: int
 ) -> tuple[int, int]:
     """(tensors that are fitted at the same time, bytes that this takes at most, interpreter included).
 
     Args:
+        budget: bytes that the process may hold.
         resident: bytes that the process holds before.
 
     Raises:
@@ -51,11 +52,11 @@ def workers_within(
     largest = max((tensor_bytes(name, adapters) for name in names), default=0)
     kept = 2 * int(spec.group_size)
     # One more than there are threads waits, finished, for its turn.
-    fitting = (int(spec.memory_budget) - resident - kept) // largest - 1 if largest else workers
+    fitting = (budget - resident - kept) // largest - 1 if largest else workers
     if fitting < 1:
         needed = resident + kept + 2 * largest
         raise SpecError(
-            f"fit.memory_budget of {int(spec.memory_budget) / 2**20:.0f} MiB is too small for {len(adapters)} adapters",
+            f"fit.memory_budget of {budget / 2**20:.0f} MiB is too small for {len(adapters)} adapters",
             expected=f"at least {-(-needed // 2**20)} MiB",
             next_step="raise fit.memory_budget",
         )

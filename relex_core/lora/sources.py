@@ -137,7 +137,7 @@ class AdapterSources:
     def _column(self, column: str, name: str) -> LowRank:
         reader = self._factors[column]
         left, right = (read_whole(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
-        return LowRank(left, right, compressed=True)
+        return LowRank(left, right, compressed=reader.tensors[name + LEFT].dtype == "F32")  # bfloat16 bends the angles
 
     def _step(self, step: int) -> StepAdapter:
         """An observed adapter, opened when first needed: the trainer may have deleted those that are not."""
