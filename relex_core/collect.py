@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import ValidationError
 
 from relex_core import layout
-from relex_core.checkpoints.adapter import adapter_differences
+from relex_core.checkpoints.adapter import adapter_differences, holds_adapter
 from relex_core.checkpoints.checkpoint import CONFIG, open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.observed import ObservedStep
@@ -49,6 +49,8 @@ IDENTITY_FIELDS = (
     "tie_word_embeddings",
     "rope_theta",
 )
+
+MERGE_ADAPTERS = " An adapter that relex does not read has to be merged at each step (PEFT: merge_and_unload)."
 
 
 def collect(spec: RunSpec) -> WindowManifest:
@@ -139,7 +141,8 @@ def find_window(spec: RunSpec) -> WindowManifest:
             "the observation window has problems:",
             where=spec.trajectory,
             expected=f"the tensors and shapes of the base {spec.base} at every step, dtypes as at the first step",
-            next_step="repair or remove these checkpoints; is this the base that the run started from?",
+            next_step="repair or remove these checkpoints; is this the base that the run started from?"
+            + (MERGE_ADAPTERS if any(map(_is_adapter, window)) else ""),
             problems=problems,
         )
     manifest = _manifest(spec, base_files, base, window)
@@ -242,6 +245,10 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
         elif of_first is not None and stored.dtype != of_first.dtype:
             problems.append(f"tensor {name} is {stored.dtype}, at the first step {of_first.dtype}")
     return problems + _config_differences(checkpoint.config, base.config)
+
+
+def _is_adapter(step: ObservedStep) -> bool:
+    return holds_adapter({info.name: info for info in step.checkpoint.files})
 
 
 def _config_differences(config: Mapping[str, object], base: Mapping[str, object]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,22 @@ def test_bytes_are_those_of_torch(bits: int, dtype: str) -> None:
     back = decode(found, dtype)
     assert np.isnan(back[nan]).all()  # the payload may differ, no number comes of it
     assert np.array_equal(back[~nan], stored.float().numpy()[~nan] if dtype != "F64" else stored.numpy()[~nan])
+
+
+def test_no_product_is_ever_formed() -> None:
+    """The deltas of this tensor would take 3.2 GB each; Gram matrix, direction and adapter take a thousandth."""
+    random, size = np.random.default_rng(0), 20_000
+    stack = LowRank(random.standard_normal((size, 12)), random.standard_normal((12, size)))
+    tracemalloc.start()
+    try:
+        gram = low_rank_gram(stack, [4, 4, 4])
+        direction = triangles(stack).mixed(np.repeat([0.5, 0.25, 0.25], 4))
+        b, a = balanced(compress(added([direction, stack.cut(4)])), 4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert gram.shape == (3, 3) and direction.rank == 12 and (b.shape, a.shape) == ((size, 4), (4, size))
+    assert peak < 40e6
 
 
 @pytest.mark.parametrize("shape", [(2500, 6), (6, 2500), (9, 9)])

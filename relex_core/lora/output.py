@@ -198,7 +198,7 @@ def _with_errors(output: Output, written: Mapping[str, WrittenFactors]) -> Outpu
     errors = {name: math.sqrt(f.lost / f.square) if f.square else 0.0 for name, f in written.items()}
     square, lost = (sum(getattr(f, part) for f in written.values()) for part in ("square", "lost"))
     whole = math.sqrt(lost / square) if square else 0.0
-    log.info("%s: as an adapter it loses %.2g of its displacement", output.recipe.name, whole)
+    log.info("%s: as an adapter it loses %.2g %% of its displacement", output.recipe.name, 100 * whole)
     return replace(output, truncation_error=whole, truncation_errors=errors)
 
 
