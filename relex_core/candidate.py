@@ -43,6 +43,12 @@ class Candidate(BaseModel):
     """φ by module type, from the forecast, where the weights depend on it."""
     predictors: dict[str, str] = {}
     """What `auto` did, by module type."""
+    adapter_ranks: dict[str, int] = {}
+    """Of the written adapter, by weight; empty where full weights are written."""
+    truncation_error: float | None = None
+    """What those ranks and the dtype lose of the displacement of all these weights: relative Frobenius norm."""
+    truncation_errors: dict[str, float] = {}
+    """The same by weight."""
     window_digest: str
     base_digest: str
     fit_key: str
@@ -69,6 +75,10 @@ class Output:
     """φ by module type, if the weights depend on it."""
     predictors: Mapping[str, str] = field(default_factory=dict)
     """What `auto` does, by module type."""
+    adapter_ranks: Mapping[str, int] = field(default_factory=dict)
+    """By weight, where an adapter is written."""
+    truncation_error: float | None = None
+    truncation_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def output_dtypes(spec: CandidatesSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> dict[str, str]:
@@ -90,6 +100,7 @@ def plan_output(
     dtypes: Mapping[str, str],
     guidance: Guidance | None,
     spatial_ranks: Mapping[str, int],
+    adapter_ranks: Mapping[str, int],
 ) -> Output:
     """Where a candidate goes, and the digest that tells a finished one from another under the same name."""
     used = guidance if guidance is not None and recipe.method in GUIDED else Guidance()
@@ -104,10 +115,11 @@ def plan_output(
             "drift_shares": dict(used.drift_shares),
             "predictors": dict(predictors),
             "version": __version__,
+            **({"adapter_ranks": dict(adapter_ranks)} if adapter_ranks else {}),
         }
     )
     folder = layout.candidate(recipe.name)
-    return Output(recipe, key, folder, dtypes, spatial_ranks, used.drift_shares, predictors)
+    return Output(recipe, key, folder, dtypes, spatial_ranks, used.drift_shares, predictors, adapter_ranks)
 
 
 def finished_candidate(store: Store, output: Output) -> Candidate | None:
@@ -167,6 +179,9 @@ def write_provenance(store: Store, manifest: WindowManifest, fit: FitArtifact, o
         spatial_ranks=dict(output.spatial_ranks),
         drift_shares=dict(output.drift_shares),
         predictors=dict(output.predictors),
+        adapter_ranks=dict(output.adapter_ranks),
+        truncation_error=output.truncation_error,
+        truncation_errors=dict(output.truncation_errors),
         window_digest=manifest.digest,
         base_digest=digest_of(manifest.base.model_dump(mode="json")),
         fit_key=fit.fit_key,

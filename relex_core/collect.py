@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import ValidationError
 
 from relex_core import layout
+from relex_core.checkpoints.adapter import adapter_differences, holds_adapter
 from relex_core.checkpoints.checkpoint import CONFIG, open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.observed import ObservedStep
@@ -48,6 +49,8 @@ IDENTITY_FIELDS = (
     "tie_word_embeddings",
     "rope_theta",
 )
+
+MERGE_ADAPTERS = " An adapter that relex does not read has to be merged at each step (PEFT: merge_and_unload)."
 
 
 def collect(spec: RunSpec) -> WindowManifest:
@@ -138,7 +141,8 @@ def find_window(spec: RunSpec) -> WindowManifest:
             "the observation window has problems:",
             where=spec.trajectory,
             expected=f"the tensors and shapes of the base {spec.base} at every step, dtypes as at the first step",
-            next_step="repair or remove these checkpoints; is this the base that the run started from?",
+            next_step="repair or remove these checkpoints; is this the base that the run started from?"
+            + (MERGE_ADAPTERS if any(map(_is_adapter, window)) else ""),
             problems=problems,
         )
     manifest = _manifest(spec, base_files, base, window)
@@ -221,6 +225,8 @@ def _window(spec: RunSpec, steps: Sequence[ObservedStep]) -> list[ObservedStep]:
 
 def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) -> list[str]:
     """What keeps `checkpoint` from being a step of a run that started from `base` and whose first step is `first`."""
+    if checkpoint.adapter or first.adapter:
+        return adapter_differences(checkpoint, base, first)
     problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
     problems += [
         f"tensor {name} is extra: the base has none"
@@ -241,6 +247,10 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
     return problems + _config_differences(checkpoint.config, base.config)
 
 
+def _is_adapter(step: ObservedStep) -> bool:
+    return holds_adapter({info.name: info for info in step.checkpoint.files})
+
+
 def _config_differences(config: Mapping[str, object], base: Mapping[str, object]) -> list[str]:
     return [
         f"config.json has {name} = {config[name]}, the base {base[name]}: another base"
@@ -258,6 +268,8 @@ def _manifest(
     spec: RunSpec, base_files: Sequence[ObjectInfo], base: Checkpoint, window: Sequence[ObservedStep]
 ) -> WindowManifest:
     first = window[0].checkpoint
+    trained = first.adapter.trained if first.adapter else base.tensors
+    dtypes = (base if first.adapter else first).tensors
     return WindowManifest(
         base=BaseRecord(uri=spec.base, files=_records([*base.files, *companion_files(base_files)])),
         checkpoints=tuple(
@@ -265,8 +277,9 @@ def _manifest(
             for step in window
         ),
         tensors=tuple(
-            TensorRecord(name=name, shape=stored.shape, dtype=first.tensors[name].dtype)
+            TensorRecord(name=name, shape=stored.shape, dtype=dtypes[name].dtype)
             for name, stored in base.tensors.items()
+            if name in trained
         ),
         t_cut=spec.window.t_cut,
     ).with_digest()

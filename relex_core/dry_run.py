@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from relex_core.candidate import output_dtypes
+from relex_core.checkpoints.checkpoint import open_checkpoint
+from relex_core.checkpoints.contents import Adapter
 from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import find_window
-from relex_core.plan import plan_fit, window_bytes
+from relex_core.fit.columns import stored_columns
+from relex_core.lora.plan import stored_numbers, workers_within
+from relex_core.manifest import CheckpointRecord, WindowManifest
+from relex_core.plan import TYPICAL_RESIDENT_BYTES, direction_item_bytes, plan_fit, refuse_impossible, window_bytes
 from relex_core.recipes import recipes_of
 from relex_core.spec import RunSpec
+from relex_core.storage import open_store
 
 
 class RunPlan(BaseModel):
@@ -47,6 +54,8 @@ def plan_run(spec: RunSpec) -> RunPlan:
     """
     manifest = find_window(spec)
     base_dtypes = base_dtypes_of(manifest)
+    if manifest.adapters:
+        return _plan_adapters(spec, manifest, base_dtypes)
     plan = plan_fit(manifest, base_dtypes, spec.fit, int(spec.fit.memory_budget), workers=len(os.sched_getaffinity(0)))
     recipes = recipes_of(spec, manifest)
     dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
@@ -64,3 +73,42 @@ def plan_run(spec: RunSpec) -> RunPlan:
         memory=plan.peak_bytes,
         candidates=tuple(recipe.name for recipe in recipes),
     )
+
+
+def _plan_adapters(spec: RunSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> RunPlan:
+    """The same for a LoRA window: factors are read once, whole tensors twice, the base once."""
+    refuse_impossible(spec.fit, len(manifest.steps))
+    adapters = [_adapter(checkpoint) for checkpoint in manifest.checkpoints]
+    numel = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
+    item = {name: ITEM_BYTES[base_dtypes[name]] for name in numel}
+    budget, cores = int(spec.fit.memory_budget), len(os.sched_getaffinity(0))
+    _, memory = workers_within(spec.fit, budget, numel, adapters, cores, TYPICAL_RESIDENT_BYTES)
+    window = sum(file.size for checkpoint in manifest.checkpoints for file in checkpoint.files)
+    again = sum(numel[name] * item[name] * (len(adapters) + 1) for name in adapters[0].whole)
+    stored = sum(stored_numbers(name, adapters, numel[name]) for name in numel)
+    recipes = recipes_of(spec, manifest)
+    if spec.candidates.write == "merged":
+        written = sum(file.size for file in manifest.base.files)
+    else:
+        last = adapters[-1]
+        ranks = {name: spec.candidates.adapter_rank or target.rank for name, target in last.targets.items()}
+        written = 4 * sum(ranks[name] * sum(target.shape) for name, target in last.targets.items())
+        written += 4 * sum(numel[name] for name in last.whole)
+    return RunPlan(
+        steps=manifest.steps,
+        tensors=len(numel),
+        weights=sum(numel.values()),
+        window_bytes=window,
+        fit_reads=window + again + sum(numel[name] * item[name] for name in numel),
+        read_twice=tuple(adapters[0].whole),
+        fit_writes=stored * len(stored_columns(spec.fit)) * direction_item_bytes(spec.fit),
+        candidate_writes=written * len(recipes),
+        memory=memory,
+        candidates=tuple(recipe.name for recipe in recipes),
+    )
+
+
+def _adapter(record: CheckpointRecord) -> Adapter:
+    checkpoint = open_checkpoint(open_store(record.uri), [file.info() for file in record.files])
+    assert checkpoint.adapter is not None, "find_window looked at it"
+    return checkpoint.adapter

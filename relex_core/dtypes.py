@@ -17,6 +17,23 @@ NUMPY_DTYPES = {
 }
 
 
+def decode(data: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored bytes as float32, or float64 where they are; exact.
+
+    Args:
+        data: uint8.
+        dtype: as safetensors spells it; one of the floats.
+    """
+    values: np.ndarray = data.view(NUMPY_DTYPES[dtype])
+    return values if dtype in ("F64", "F32") else values.astype(np.float32)
+
+
+def encode(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers as stored bytes (uint8), rounded to nearest, ties to even; too large ones become Inf."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values.astype(NUMPY_DTYPES[dtype])).reshape(-1).view(np.uint8)
+
+
 def finite(array: np.ndarray) -> bool:
     """Whether no element is NaN or infinite; array: of any float dtype."""
     if array.dtype == NUMPY_DTYPES["BF16"]:  # its exponent is all ones then; ten times faster than isfinite

@@ -11,6 +11,7 @@ pieces of mix_sources.PIECE weights per candidate; with a spatial rank also one 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,8 @@ from relex_core.fit import FitArtifact, load_fit
 from relex_core.fit.key import refuse_another_fit
 from relex_core.forecast import forecast
 from relex_core.guidance import guidance_of
+from relex_core.lora.output import adapter_form, clear_other_form, whole_model, write_adapters
+from relex_core.lora.sources import AdapterSources, refuse_automatic_ranks
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.mix_sources import Sources
 from relex_core.parallel import ordered_map
@@ -76,20 +79,33 @@ def extrapolate(
     store = open_store(run)
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
-    dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
+    model = whole_model(manifest, base.tensors.values())
+    form = adapter_form(spec.candidates, manifest, base.tensors)
+    dtypes = form.dtypes if form else output_dtypes(spec.candidates, model, base_dtypes)
     guidance = guidance_of(forecast(run)) if any(recipe.method in GUIDED for recipe in recipes) else None
+    if manifest.adapters:
+        refuse_automatic_ranks(recipes)
     chosen = _chosen_ranks(run, fit, recipes, base.tensors.values())
     outputs = [
-        plan_output(recipe, manifest, fit, dtypes, guidance, ranks_of(recipe, chosen, base.tensors.values()))
+        plan_output(
+            *(recipe, manifest, fit, dtypes, guidance, ranks_of(recipe, chosen, base.tensors.values())),
+            adapter_ranks=form.ranks if form else {},
+        )
         for recipe in (recipes if names else worth_writing(recipes, guidance))
     ]
     pending = [output for output in outputs if finished_candidate(store, output) is None]
     for output in pending:
         store.delete(f"{output.folder}/{layout.PROVENANCE}")  # of another recipe under the same name
-    if pending:
-        _write_weights(store, Sources(run, manifest, fit, base, guidance), base, pending)
+        if manifest.adapters:
+            clear_other_form(store, output, form)
+    if pending and form:
+        pending = _write_adapters(store, AdapterSources(run, manifest, fit, base, guidance), base, pending, manifest)
+    elif pending:
+        mixed = AdapterSources if manifest.adapters else Sources
+        _write_weights(store, mixed(run, manifest, fit, base, guidance), base, pending)
     for output in pending:
-        write_companions(store, manifest, output)
+        if not form:
+            write_companions(store, model, output)
         write_provenance(store, manifest, fit, output)
     if pending:
         names, seconds = [output.recipe.name for output in pending], round(time.monotonic() - started, 1)
@@ -119,7 +135,21 @@ def _chosen_ranks(
     return automatic_ranks(run, fit, tensors) if any(recipe.spatial_rank == "auto" for recipe in recipes) else {}
 
 
-def _write_weights(store: Store, sources: Sources, base: TensorReader, outputs: Sequence[Output]) -> None:
+def _write_adapters(
+    store: Store,
+    sources: AdapterSources,
+    base: TensorReader,
+    outputs: Sequence[Output],
+    manifest: WindowManifest,
+) -> list[Output]:
+    weights = len(outputs) * sum(math.prod(tensor.shape) for tensor in manifest.tensors)
+    with progress("extrapolate", weights, unit="weights") as advance:
+        return write_adapters(store, manifest, base.tensors, sources, outputs, advance)
+
+
+def _write_weights(
+    store: Store, sources: Sources | AdapterSources, base: TensorReader, outputs: Sequence[Output]
+) -> None:
     """Write all shards of all candidates, shard by shard of the base."""
     shards: dict[str, list[StoredTensor]] = {}
     for stored in base.tensors.values():

@@ -5,9 +5,33 @@ from __future__ import annotations
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from relex_core.checkpoints.contents import Adapter
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.observe import layouts_for, list_trajectory, look_at, vouched
 from relex_core.spec import LayoutSpec
+
+
+class AdapterReport(BaseModel):
+    """A LoRA adapter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ranks: tuple[int, ...]
+    """Each rank that a module has, ascending."""
+    alpha: float
+    scalings: tuple[float, ...]
+    """Each factor that a module's B A has, ascending."""
+    targets: int
+    """Adapted weights."""
+    whole: int
+    """Tensors that are trained whole: modules_to_save and biases."""
+    base: str | None
+    """The base, as the adapter's config names it."""
+
+    def __str__(self) -> str:
+        rank = f"rank {self.ranks[0]}" + (f" to {self.ranks[-1]}" if len(self.ranks) > 1 else "")
+        whole = f", {self.whole} whole tensors" if self.whole else ""
+        return f"LoRA, {rank}, alpha {self.alpha:g}, {self.targets} weights{whole}"
 
 
 class StepReport(BaseModel):
@@ -27,6 +51,8 @@ class StepReport(BaseModel):
     dtypes: tuple[str, ...]
     bytes: int
     """Of the weight files."""
+    adapter: AdapterReport | None = None
+    """Where the step is a LoRA adapter."""
 
 
 class TrajectoryReport(BaseModel):
@@ -95,4 +121,18 @@ def _report(step: ObservedStep, steps: list[ObservedStep]) -> StepReport:
         tensors=len(step.checkpoint.tensors),
         dtypes=tuple(sorted({stored.dtype for stored in step.checkpoint.tensors.values()})),
         bytes=sum(info.size for info in step.checkpoint.files),
+        adapter=_adapter(step.checkpoint.adapter),
+    )
+
+
+def _adapter(adapter: Adapter | None) -> AdapterReport | None:
+    if adapter is None or not adapter.targets:
+        return None
+    return AdapterReport(
+        ranks=tuple(sorted({target.rank for target in adapter.targets.values()})),
+        alpha=adapter.config.lora_alpha,
+        scalings=tuple(sorted({target.scaling for target in adapter.targets.values()})),
+        targets=len(adapter.targets),
+        whole=len(adapter.whole),
+        base=adapter.config.base_model_name_or_path,
     )

@@ -4,6 +4,7 @@ RUN/
   spec.json                      the resolved spec
   window.json                    WindowManifest (marker of collect)
   fit/direction-*.safetensors    stored directions, one file per tensor group
+  fit/direction.factors-*.safetensors   those of low-rank tensors (LoRA runs), as factors
   fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
   fit/gram.safetensors           all Gram matrices
   fit/fit.json                   marker of fit
@@ -44,6 +45,11 @@ SUMMARY = "summary.json"
 def stored_column(column: str, group: int, groups: int) -> str:
     """Stored directions of one column ("direction", "trailing_average_20", ...) of tensor group `group` (from 1)."""
     return f"fit/{column}-{group:05d}-of-{groups:05d}.safetensors"
+
+
+def stored_factors(column: str, group: int, groups: int) -> str:
+    """The same as factors, of the low-rank tensors of a LoRA run: NAME.left "m k" and NAME.right "k n"."""
+    return f"fit/{column}.factors-{group:05d}-of-{groups:05d}.safetensors"
 
 
 def group_gram(group: int, groups: int) -> str:

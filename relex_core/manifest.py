@@ -12,6 +12,8 @@ from relex_core import layout
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.storage import ObjectInfo, open_store, read_bytes
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 
 class Record(BaseModel):
     """A part of the manifest."""
@@ -77,6 +79,11 @@ class WindowManifest(Record):
     def steps(self) -> tuple[int, ...]:
         """True optimizer steps, ascending."""
         return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    @property
+    def adapters(self) -> bool:
+        """Whether the checkpoints are LoRA adapters; `tensors` are then those of the base that they change."""
+        return any(file.name == ADAPTER_WEIGHTS for file in self.checkpoints[0].files)
 
     @property
     def last_observed(self) -> CheckpointRecord:

@@ -172,7 +172,7 @@ def plan_fit(
         SpecError: the window has too few checkpoints for what the spec asks, or the budget cannot hold even the
             narrowest stripes.
     """
-    _refuse_impossible(spec, len(manifest.checkpoints))
+    refuse_impossible(spec, len(manifest.checkpoints))
     groups = plan_groups(manifest, base_dtypes, spec)
     tensors = [tensor for group in groups for tensor in group.tensors]
     stored, item = len(stored_columns(spec)), direction_item_bytes(spec)
@@ -215,7 +215,12 @@ def plan_fit(
     )
 
 
-def _refuse_impossible(spec: FitSpec, steps: int) -> None:
+def refuse_impossible(spec: FitSpec, steps: int) -> None:
+    """Refuse a fit that needs more checkpoints than the window holds.
+
+    Raises:
+        SpecError: it does.
+    """
     if spec.degree >= steps:
         raise SpecError(f"fit.degree={spec.degree} needs {spec.degree + 1} checkpoints, the window holds {steps}")
     for count in spec.trailing_averages:

@@ -56,7 +56,7 @@ def trajectory_text(report: TrajectoryReport) -> str:
     rows = [
         (
             str(step.step),
-            step.layout,
+            f"{step.layout}: {step.adapter}" if step.adapter else step.layout,
             _state(step),
             str(step.tensors),
             " ".join(step.dtypes),
@@ -68,6 +68,9 @@ def trajectory_text(report: TrajectoryReport) -> str:
     complete = [step for step in report.steps if step.complete]
     total = size_text(sum(step.bytes for step in complete))
     parts.append(f"Complete: {len(complete)} of {len(rows)} steps, {total}.")
+    named = {step.adapter.base for step in complete if step.adapter and step.adapter.base}
+    if named:
+        parts.append(f"The adapters name as their base: {', '.join(sorted(named))}.")
     if report.other_folders:
         parts.append(f"No steps: {', '.join(report.other_folders)}.")
     if report.skeleton:

@@ -430,7 +430,7 @@ def config_not_json(root: Path) -> None:
         ),
         (index_that_names_another_shard, "step 3: tensor scalar is not in model-00001-of-00003.safetensors"),
         (config_only, "step 3: weights are missing: config.json is there, but neither"),
-        (adapter_only, "step 3: only a LoRA adapter is there"),
+        (adapter_only, "step 3: adapter_config.json is missing beside adapter_model.safetensors"),
         (pickles_only, "step 3: only pickled weights are there"),
         (garbage, "step 3: model-00001-of-00003.safetensors is not a valid safetensors file: the header is not JSON"),
         (config_not_json, "step 3: config.json is not JSON"),

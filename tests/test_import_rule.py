@@ -41,6 +41,7 @@ ORDER = (
     "fit.artifact",
     "plan",
     "dtypes",
+    "lora",
     "fit",
     "forecast",
     "probe",
@@ -53,6 +54,8 @@ ORDER = (
     "mixing",
     "mix_sources",
     "spatial_rank",
+    "lora.sources",
+    "lora.output",
     "extrapolate",
     "evaluate",
     "decide",
@@ -75,7 +78,7 @@ ORDER = (
 BARE = (
     *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
-    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "forecast.__init__", "forecast.measures"),
+    *("plan", "fit.__init__", "fit.artifact", "fit.columns", "lora.plan", "forecast.__init__", "forecast.measures"),
     *(
         "forecast.results",
         "forecast.names",
@@ -93,7 +96,18 @@ NOT_BARE = {"torch", "numpy", "scipy", "transformers", "safetensors", "threadpoo
 
 # With numpy and scipy, but without torch, which takes seconds to load: deciding and reporting run on small machines,
 # and on CPUs the fit and the candidates are computed by numpy.
-LIGHT = ("fit.loop", "fit.merging", "extrapolate", "decide", "evaluate.__init__", "forecast", "probe", "report")
+LIGHT = (
+    "fit.loop",
+    "fit.merging",
+    "fit.adapters",
+    "lora",
+    "extrapolate",
+    "decide",
+    "evaluate.__init__",
+    "forecast",
+    "probe",
+    "report",
+)
 NOT_LIGHT = {"torch", "transformers"}
 
 ORCHESTRATORS = {"kfp", "airflow"}

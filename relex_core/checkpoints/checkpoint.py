@@ -1,4 +1,5 @@
-"""One checkpoint folder, understood from its file names and headers alone: Hugging Face safetensors, or FSDP shards."""
+"""One checkpoint folder, understood from its file names and headers alone: Hugging Face safetensors, FSDP shards, or a
+LoRA adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from relex_core.checkpoints.adapter import holds_adapter, read_adapter
 from relex_core.checkpoints.contents import Checkpoint, Extent, StoredTensor
 from relex_core.checkpoints.fsdp import holds_shards, read_shards
 from relex_core.checkpoints.safetensors_file import TensorEntry, TornFile, read_header
@@ -32,6 +35,10 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     by_name = {info.name: info for info in files}
     try:
         checkpoint.config = _config(store, by_name, checkpoint)
+        if holds_adapter(by_name) and not by_name.keys() & {SINGLE_FILE, INDEX}:
+            read = partial(_read_shard, store, expected=None, checkpoint=checkpoint)
+            checkpoint.adapter = read_adapter(store, by_name, checkpoint, read)
+            return checkpoint
         if holds_shards(by_name) and not by_name.keys() & {SINGLE_FILE, INDEX}:
             read_shards(store, by_name, checkpoint)
             return checkpoint
@@ -69,8 +76,6 @@ def _why_no_weights(files: Mapping[str, ObjectInfo]) -> str:
     names = sorted(files)
     if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in names):
         return f"{INDEX} is missing"
-    if "adapter_model.safetensors" in files:
-        return "only a LoRA adapter is there, no full weights"
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return "only pickled weights are there; save safetensors (save_safetensors / safe_serialization)"
     if CONFIG in files:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from relex_core.checkpoints.adapter_config import AdapterConfig
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.storage import ObjectInfo
+
+WEIGHT = ".weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,45 @@ class StoredTensor(TensorInfo):
         return found
 
 
+@dataclass(frozen=True)
+class LowRankTarget:
+    """The update of one weight of the base: Δ = scaling · B A, or its transpose."""
+
+    weight: str
+    """Name in the base."""
+    a: str
+    """Name of A "r n" in the adapter's file."""
+    b: str
+    """Name of B "m r"."""
+    rank: int
+    scaling: float
+    transposed: bool
+    shape: tuple[int, int]
+    """Of Δ."""
+    embedding: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.weight.removesuffix(WEIGHT)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter's file holds, by the names of the base."""
+
+    config: AdapterConfig
+    targets: Mapping[str, LowRankTarget] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that were trained whole: name in the base -> name in the file."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Copies of the base's own tensors, likewise."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Tensors of the base that the run changes."""
+        return (*self.targets, *self.whole)
+
+
 @dataclass
 class Checkpoint:
     """What a folder holds, and what is wrong with it."""
@@ -71,6 +113,8 @@ class Checkpoint:
     config: Mapping[str, object] = field(default_factory=dict)
     files: list[ObjectInfo] = field(default_factory=list)
     """What the weights need: the shards, and their index where there is one."""
+    adapter: Adapter | None = None
+    """What the tensors are to the base, where they are a LoRA adapter's; they then have the names of its file."""
     incomplete: list[str] = field(default_factory=list)
     """Problems that more writing could cure: a missing or short shard."""
     wrong: list[str] = field(default_factory=list)

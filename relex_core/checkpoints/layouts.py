@@ -18,7 +18,8 @@ from relex_core.storage import ObjectInfo
 # 15 digits bound the step far above any real run and far below what an integer field could not hold.
 STEP = r"(?P<step>[0-9]{1,15})(?![0-9])"
 
-SAFETENSORS = r"model[^/]*\.safetensors(\.index\.json)?"
+SAFETENSORS = r"(adapter_)?model[^/]*\.safetensors(\.index\.json)?"
+ADAPTER = r"adapter_model\.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ LAYOUTS = (
         "global_step_{step}",
         "actor/model/huggingface",
         last_step_file="latest_checkpointed_iteration.txt",
+    ),
+    # Before the shards: of a LoRA run they hold base and adapter side by side, under PEFT's names.
+    Layout(
+        "verl, LoRA adapters",
+        "global_step_{step}",
+        "actor/lora_adapter",
+        last_step_file="latest_checkpointed_iteration.txt",
+        weight_files=ADAPTER,
     ),
     Layout(
         "verl, FSDP shards",

@@ -28,6 +28,8 @@ class Provenance(BaseModel):
     target_step: int | None = None
     """Optimizer step it stands for; None for candidates without one, such as averages."""
     scale: float | None = None
+    truncation_error: float | None = None
+    """What an adapter's rank and dtype lose of the displacement."""
     window_digest: str | None = None
 
 
@@ -44,6 +46,7 @@ class Candidate:
     """Target step, or the step at which it was observed; None where it has none."""
     method: str
     scale: float | None = None
+    truncation_error: float | None = None
     files: tuple[FileRecord, ...] = ()
     """For observed checkpoints: the files as they were collected."""
 
@@ -112,7 +115,8 @@ def written_candidates(run: str, window_digest: str) -> list[Candidate]:
             continue
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         uri = join_uri(run, folder)
-        found.append(Candidate(name, uri, digest, provenance.target_step, provenance.method, provenance.scale))
+        facts = provenance.target_step, provenance.method, provenance.scale, provenance.truncation_error
+        found.append(Candidate(name, uri, digest, *facts))
     return sorted(found, key=lambda candidate: candidate.name)
 
 

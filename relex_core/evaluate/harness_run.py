@@ -24,6 +24,7 @@ from relex_core.evaluate.candidates import Candidate, choose, references, writte
 from relex_core.evaluate.generate import conditions
 from relex_core.evaluate.harness import SPLIT, HarnessResult, harness_folder, read_harness_results
 from relex_core.evaluate.process import Child, ChildDied
+from relex_core.evaluate.scratch import local_checkpoint
 from relex_core.events import record_event
 from relex_core.manifest import load_manifest
 from relex_core.progress import progress
@@ -76,7 +77,6 @@ def _measure(
     started = time.monotonic()
     child = Child("relex_core.evaluate.harness_worker")
     request = {
-        "weights": candidate.uri,
         "tokenizer": base,
         "tasks": list(tasks),
         "include": key["include"],
@@ -84,7 +84,8 @@ def _measure(
         **{name: key[name] for name in ("device", "dtype")},
     }
     try:
-        found = child.ask(request, TASK_SECONDS)
+        with local_checkpoint(candidate.uri, base) as folder:
+            found = child.ask({**request, "weights": folder}, TASK_SECONDS)
     except ChildDied as error:
         raise DataError(f"lm-eval ended: {error}", where=candidate.uri) from None
     finally:

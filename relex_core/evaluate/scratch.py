@@ -2,11 +2,11 @@
 
     with local_checkpoint("gs://rl-runs/math-17/global_step_75/actor", "gs://models/base") as folder: ...
 
-A local Hugging Face folder is used where it lies. Anything else (gs://, FSDP shards) is copied for the length of the
-block: weights as one safetensors file, streamed with COPY_BYTES of memory, and config and tokenizer from the checkpoint
-or, where it has none, from the base. Copies lie below $RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must
-be room for one checkpoint. They are removed at the end of the block; one of a killed process is removed by the next
-process that makes one there.
+A local Hugging Face folder is used where it lies. Anything else (gs://, FSDP shards, LoRA adapters, which are merged
+into the base) is copied for the length of the block: weights as one safetensors file, streamed with COPY_BYTES of
+memory, and config and tokenizer from the checkpoint or, where it has none, from the base. Copies lie below
+$RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must be room for one checkpoint. They are removed at the end
+of the block; one of a killed process is removed by the next process that makes one there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from relex_core.checkpoints.checkpoint import CONFIG, SINGLE_FILE, open_checkpoint
-from relex_core.checkpoints.contents import StoredTensor
+from relex_core.checkpoints.adapter import holds_adapter
+from relex_core.checkpoints.checkpoint import CONFIG, INDEX, SINGLE_FILE, open_checkpoint
+from relex_core.checkpoints.contents import Checkpoint, TensorInfo
 from relex_core.checkpoints.fsdp import holds_shards
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader
 from relex_core.checkpoints.writer import safetensors_writer
 from relex_core.collect import companion_files
 from relex_core.errors import DataError, StorageError
+from relex_core.lora.merged import MergedReader
+from relex_core.lora.window import StepAdapter
 from relex_core.storage import ObjectInfo, Store, open_store, write_bytes
 
 log = logging.getLogger("relex")
@@ -44,7 +47,7 @@ def local_checkpoint(uri: str, base: str) -> Iterator[str]:
 
     Args:
         uri: folder of the weights; a path or gs://.
-        base: where config and tokenizer come from if they are not beside the weights.
+        base: what adapters are merged into; and where config and tokenizer come from, if not from beside the weights.
 
     Raises:
         DataError: it is not a complete checkpoint.
@@ -52,18 +55,38 @@ def local_checkpoint(uri: str, base: str) -> Iterator[str]:
     """
     store = open_store(uri)
     files = _files_of(store)
-    if _local(uri) and not holds_shards(info.name for info in files):
+    if _local(uri) and not _needs_a_copy(files):
         yield uri
         return
-    checkpoint = open_checkpoint(store, files)
-    if checkpoint.problems:
-        raise DataError(f"not a complete checkpoint: {'; '.join(checkpoint.problems)}", where=uri)
-    tensors = [tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.tied]
+    checkpoint = _complete(store, files)
     beside = any(info.name == CONFIG for info in files)
+    reader: Reader = TensorReader(uri, store, checkpoint.tensors)
+    if checkpoint.adapter is not None:
+        reader = _merged(base, StepAdapter(reader, checkpoint.adapter))
+    tensors = [tensor for name, tensor in reader.tensors.items() if name not in checkpoint.tied]
     with _scratch_folder() as folder:
         _copy_companions(store if beside else open_store(base), folder)
-        _copy_weights(TensorReader(uri, store, checkpoint.tensors), tensors, folder)
+        _copy_weights(reader, tensors, folder)
         yield str(folder)
+
+
+def _needs_a_copy(files: Sequence[ObjectInfo]) -> bool:
+    names = {info.name: info for info in files}
+    return holds_shards(names) or (holds_adapter(names) and not names.keys() & {SINGLE_FILE, INDEX})
+
+
+def _complete(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
+    checkpoint = open_checkpoint(store, files)
+    if checkpoint.problems:
+        raise DataError(f"not a complete checkpoint: {'; '.join(checkpoint.problems)}", where=store.uri)
+    return checkpoint
+
+
+def _merged(base: str, observed: StepAdapter) -> MergedReader:
+    """The weights of an adapter on its base."""
+    store = open_store(base)
+    below = _complete(store, _files_of(store))
+    return MergedReader(TensorReader(base, store, below.tensors), observed)
 
 
 @contextmanager
@@ -97,7 +120,7 @@ def _copy_companions(store: Store, folder: Path) -> None:
         write_bytes(target, info.name, bytes(data))
 
 
-def _copy_weights(reader: Reader, tensors: Sequence[StoredTensor], folder: Path) -> None:
+def _copy_weights(reader: Reader, tensors: Sequence[TensorInfo], folder: Path) -> None:
     """Stream all tensors into one safetensors file."""
     total = sum(tensor.nbytes for tensor in tensors)
     _refuse_without_room(total, folder)

@@ -48,9 +48,15 @@ def fit_shard(run: str, shard: int, shards: int, *, memory_budget: int | None = 
     Raises:
         As `fit`.
     """
-    from relex_core.fit.loop import fit_groups
+    if _finished(run) is not None:
+        return
+    if load_manifest(run).adapters:
+        from relex_core.fit.adapters import fit_adapters
 
-    if _finished(run) is None:
+        fit_adapters(run, shard, shards, memory_budget)
+    else:
+        from relex_core.fit.loop import fit_groups
+
         fit_groups(run, shard, shards, memory_budget)
 
 

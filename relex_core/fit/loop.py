@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +28,14 @@ from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_
 from relex_core.fit.gram import mix
 from relex_core.fit.key import fit_key
 from relex_core.fit.memory import Memory
+from relex_core.fit.row_reads import row_reads
 from relex_core.fit.stream import Part, WindowStream
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
 from relex_core.plan import FitPlan, Group, PlannedTensor, plan_fit, shard_groups
 from relex_core.progress import progress
 from relex_core.spec import FitSpec
-from relex_core.storage import Store, is_distant, open_store
-
-# Requests in flight to a store that is far away: at 30 ms and 1 MiB each, 32 of them bring about 1 GB/s.
-REQUESTS_AT_ONCE = 32
+from relex_core.storage import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,11 @@ def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> 
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
     plan = plan_fit(manifest, base_dtypes, spec.fit, budget, workers=workers, resident=resident_bytes())
     groups = shard_groups(plan.groups, shard, shards)
-    with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, _row_reads(manifest) as rows:
+    with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, row_reads(manifest) as rows:
         key, store = fit_key(spec, manifest), open_store(run)
         context = FitContext(spec.fit, manifest, plan, base, observed, store, key, memory, pool, rows, workers)
         with one_thread_per_call():
             _fit_left(context, groups)
-
-
-def _row_reads(manifest: WindowManifest) -> AbstractContextManager[ThreadPoolExecutor | None]:
-    """Threads that read a stripe's steps at the same time. Not for local disks, where they would only take turns; and
-    not for captured steps, each of which is unpacked from the one before."""
-    far = all(is_distant(checkpoint.uri) for checkpoint in manifest.checkpoints)
-    return ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="rows") if far else nullcontext()
 
 
 def _open_readers(manifest: WindowManifest) -> tuple[Reader, tuple[Reader, ...]]:

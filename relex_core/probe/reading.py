@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
+from relex_core.dtypes import decode
 from relex_core.parallel import ordered_map
 from relex_core.probe.ranges import GROUPS, Range, Sample
 from relex_core.progress import progress
@@ -65,9 +66,6 @@ def _read(reader: Reader, part: Range) -> np.ndarray:
     """Weights in float32, or float64 where they are stored so: exact for every dtype."""
     dtype = reader.tensors[part.tensor].dtype
     item = ITEM_BYTES[dtype]
-    raw = bytearray((part.stop - part.start) * item)
+    raw = np.empty((part.stop - part.start) * item, np.uint8)
     reader.read([Piece(part.tensor, part.start * item, part.stop * item, 0)], memoryview(raw))
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(raw, dtype="<u2").astype("<u4") << 16).view("<f4")
-    values = np.frombuffer(raw, dtype={"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
-    return values if dtype == "F64" else values.astype(np.float32)
+    return decode(raw, dtype)

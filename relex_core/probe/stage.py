@@ -66,6 +66,12 @@ def _window(trajectory: str, base: str, layout: LayoutSpec | None) -> WindowMani
 
 
 def _read(manifest: WindowManifest, fraction: float, seed: int, range_bytes: int) -> tuple[list[Sample], SampledGrams]:
+    if manifest.adapters:
+        raise SpecError(
+            "the probe samples full weights; these steps are LoRA adapters",
+            where=manifest.checkpoints[0].uri,
+            next_step="collect and fit: adapters are small, and the forecast is then exact",
+        )
     base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
     with ThreadPoolExecutor(THREADS) as pool:
         steps = open_window_readers(manifest.checkpoints, pool)

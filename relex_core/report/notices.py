@@ -14,6 +14,8 @@ COARSE = 0.05
 """A smallest detectable difference above this hides gains that matter."""
 MANY_TRUNCATED = 0.05
 MANY_UNANSWERED = 0.10
+MUCH_LOST = 0.05
+"""Relative Frobenius norm."""
 
 
 def notices(run: Artifacts) -> Iterator[Notice]:
@@ -27,6 +29,11 @@ def notices(run: Artifacts) -> Iterator[Notice]:
         yield from _weak_evidence(run.decision)
     if run.fit is not None and run.fit.summary.moved == 0:
         yield Notice("No weight moved", "All tensors are frozen in the window: every candidate equals the base.")
+    cut = [candidate for candidate in run.candidates if (candidate.truncation_error or 0.0) > MUCH_LOST]
+    if cut:
+        listed = ", ".join(f"{candidate.name} {percent(candidate.truncation_error)}" for candidate in cut[:4])
+        text = f"Of their displacement they lose: {listed}. What is measured is what was written."
+        yield Notice("Adapters were cut", f"{text} Raise candidates.adapter_rank, or use write: merged.")
     if len(run.window.steps) < 8:
         yield Notice("Few checkpoints", f"{len(run.window.steps)} observed: a line and its R² mean little below 8.")
 

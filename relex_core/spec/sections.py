@@ -177,6 +177,11 @@ class CandidatesSpec(Section):
     """Factors of ExPO: W_T + alpha (W_T - W_0)."""
     dtype: Literal["checkpoint", "base"] | FloatDType = "checkpoint"
     """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
+    write: Literal["observed", "merged"] = "observed"
+    """Of a LoRA run: adapters, as its own checkpoints are, or complete checkpoints with the adapter merged into the
+    base. Of full weights both are the same."""
+    adapter_rank: Annotated[int, Field(ge=1)] | None = None
+    """Rank of the written adapters (write `observed`); None: that of the observed ones."""
     keep: Literal["winner", "all"] = "winner"
     """After the decision, delete the losers, or keep all. Without evaluation all are kept."""
 

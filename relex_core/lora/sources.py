@@ -1,0 +1,203 @@
+"""Where candidates of a LoRA run are mixed: stored and observed factors side by side, and the base they are added to.
+
+    Σ_j a_j D_j + Σ_t b_t Δ_t = L R            the same mixes as of full weights (mixes.py), never multiplied out
+    W = W_0 + L R                              piece by piece, where full weights are written
+
+`AdapterSources` stands in for `mixing.Sources` where candidates are merged into the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+
+from relex_core.candidate import Output
+from relex_core.checkpoints.contents import TensorInfo
+from relex_core.checkpoints.reader import Piece, TensorReader, open_files_reader
+from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES, read_header
+from relex_core.dtypes import decode, encode
+from relex_core.errors import DataError, SpecError
+from relex_core.fit.adapter_files import LEFT, RIGHT
+from relex_core.fit.artifact import FitArtifact
+from relex_core.fit.columns import rank_columns
+from relex_core.guidance import Guidance
+from relex_core.lora.factors import LowRank, added, nothing, projected
+from relex_core.lora.window import StepAdapter, open_adapter, read_elements, read_whole
+from relex_core.manifest import WindowManifest
+from relex_core.mixes import Mix
+from relex_core.recipes import Recipe
+from relex_core.storage import ObjectInfo, Store, join_uri, open_store
+
+PIECE = 1024 * 1024
+"""Weights that are mixed at a time."""
+
+
+@dataclass(frozen=True)
+class AdapterPiece:
+    """Weights `start` to `stop` of a tensor, and how far each output moves the whole tensor."""
+
+    name: str
+    start: int
+    stop: int
+    moves: tuple[LowRank, ...] = ()
+    """One for each output; none where the tensor is frozen, or was trained whole."""
+    cuts: Mapping[tuple[str, int], LowRank] = field(default_factory=dict)
+    """Of a matrix that was trained whole: its directions, cut to the spatial ranks that are wanted of them."""
+
+
+class AdapterSources:
+    """Everything candidates are mixed from. Safe to use from several threads."""
+
+    def __init__(
+        self, run: str, manifest: WindowManifest, fit: FitArtifact, base: TensorReader, guidance: Guidance | None
+    ) -> None:
+        self._fit, self._base, self._guidance = fit, base, guidance
+        store = open_store(run)
+        listed = list(store.list("fit"))
+        self._factors = {c: _stored(store, f"fit/{c}.factors-", listed, fit) for c in fit.columns}
+        self._directions = {c: _stored(store, f"fit/{c}-", listed, fit) for c in fit.columns}
+        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
+        self._observed: dict[int, StepAdapter] = {}
+        self._opening = Lock()
+
+    @property
+    def last(self) -> StepAdapter:
+        """The last observed adapter."""
+        return self._step(max(self._checkpoints))
+
+    def displacements(self, name: str, outputs: Sequence[Output]) -> list[LowRank]:
+        """What each candidate adds to a low-rank tensor: float64 factors, as many terms as there are."""
+        column, delta = lru_cache(None)(self._column), lru_cache(None)(lambda step: self._step(step).delta(name))
+        found = []
+        for output in outputs:
+            mix, rank = self._mix(name, output), output.spatial_ranks.get(name)
+            terms = [column(stem, name).cut(rank).scaled(a) for stem, a in mix.columns.items() if a]
+            terms += [delta(step).scaled(b) for step, b in mix.observed.items() if b]
+            found.append(added(terms) if terms else nothing(self.last.adapter.targets[name].shape))
+        return found
+
+    def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[AdapterPiece]:
+        """One tensor in pieces, with what all of them share."""
+        low_rank, whole = (entry.name in names for names in (self.last.adapter.targets, self.last.adapter.whole))
+        moves = self.displacements(entry.name, outputs) if low_rank else ()
+        dtype = np.dtype(np.float64 if self._wide(entry.name, outputs) else np.float32)
+        cuts = self._cut_directions(entry.name, outputs) if whole else {}
+        for start in range(0, entry.numel, PIECE):
+            stop = min(start + PIECE, entry.numel)
+            yield AdapterPiece(entry.name, start, stop, tuple(move.astype(dtype) for move in moves), cuts)
+
+    def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
+        """(weights mixed, their bytes for every output)."""
+        stored = self._base.tensors[piece.name]
+        if stored.dtype not in FLOATS:
+            raw = self._raw(piece, stored.dtype)
+            return piece.stop - piece.start, [raw] * len(outputs)
+        base = read_elements(self._base, piece.name, piece.start, piece.stop)
+        base = base.astype(np.float64) if self._wide(piece.name, outputs) else base
+        return piece.stop - piece.start, [
+            memoryview(_rounded(self._weights(base, piece, number, output), piece, output))
+            for number, output in enumerate(outputs)
+        ]
+
+    def _weights(self, base: np.ndarray, piece: AdapterPiece, number: int, output: Output) -> np.ndarray:
+        """Weights of one output, unrounded."""
+        if piece.moves:
+            move = piece.moves[number]
+            return base + move.elements(piece.start, piece.stop) if move.rank else base
+        if piece.name not in self.last.adapter.whole:
+            return base
+        mix, weights = self._mix(piece.name, output), base
+        for column, a in mix.columns.items():
+            cut = piece.cuts.get((column, output.spatial_ranks.get(piece.name, 0)))
+            if cut is None:
+                direction = read_elements(self._directions[column], piece.name, piece.start, piece.stop)
+            else:
+                direction = cut.elements(piece.start, piece.stop)
+            weights = weights + a * direction
+        for step, b in mix.observed.items():
+            weights = weights + b * (self._step(step).whole(piece.name, piece.start, piece.stop) - base)
+        return weights
+
+    def _cut_directions(self, name: str, outputs: Sequence[Output]) -> dict[tuple[str, int], LowRank]:
+        ranks = {output.spatial_ranks[name] for output in outputs if name in output.spatial_ranks}
+        moved = self._fit.tensors[name].components if ranks else ()
+        cuts: dict[tuple[str, int], LowRank] = {}
+        for column in rank_columns(len(moved)):
+            direction = read_whole(self._directions[column], name)
+            cuts |= {(column, rank): projected(direction, rank) for rank in ranks}
+        return cuts
+
+    def _mix(self, name: str, output: Output) -> Mix:
+        return output.recipe.mix(self._fit, name, self._guidance)
+
+    def _column(self, column: str, name: str) -> LowRank:
+        reader = self._factors[column]
+        left, right = (read_whole(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
+        return LowRank(left, right, compressed=reader.tensors[name + LEFT].dtype == "F32")  # bfloat16 bends the angles
+
+    def _step(self, step: int) -> StepAdapter:
+        """An observed adapter, opened when first needed: the trainer may have deleted those that are not."""
+        with self._opening:
+            if step not in self._observed:
+                record = self._checkpoints[step]
+                files = [file.info() for file in record.files]
+                self._observed[step] = open_adapter(f"step {step}", open_store(record.uri), files)
+            return self._observed[step]
+
+    def _wide(self, name: str, outputs: Sequence[Output]) -> bool:
+        """Whether a tensor is summed in float64."""
+        return "F64" in (self._base.tensors[name].dtype, *(output.dtypes.get(name) for output in outputs))
+
+    def _raw(self, piece: AdapterPiece, dtype: str) -> memoryview:
+        item = ITEM_BYTES[dtype]
+        data = bytearray((piece.stop - piece.start) * item)
+        self._base.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(data))
+        return memoryview(data)
+
+
+def refuse_automatic_ranks(recipes: Sequence[Recipe]) -> None:
+    """Refuse `spatial_ranks: auto`: of a low-rank direction most singular values are 0, and none is noise.
+
+    Raises:
+        SpecError: a recipe asks for it.
+    """
+    if any(recipe.spatial_rank == "auto" for recipe in recipes):
+        raise SpecError(
+            "candidates.spatial_ranks: auto needs full weights; a LoRA run's direction has no noise edge",
+            expected="full, or numbers",
+            next_step="name the ranks, for example spatial_ranks: [full, 4]",
+        )
+
+
+def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.ndarray:
+    """One output's bytes.
+
+    Raises:
+        DataError: they are not finite in its dtype.
+    """
+    dtype = output.dtypes[piece.name]
+    data = encode(weights, dtype)
+    if not np.isfinite(decode(data, dtype)).all():
+        raise DataError(
+            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
+            where=f"{output.folder}, dtype {dtype}",
+            expected="finite weights",
+            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
+        )
+    return data
+
+
+def _stored(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
+    files = [info for info in listed if info.name.startswith(prefix)]
+    for info in files:
+        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
+            raise DataError(
+                "a stored direction belongs to another fit",
+                where=join_uri(store.uri, info.name),
+                next_step="delete RUN/fit and run relex fit again",
+            )
+    return open_files_reader(f"stored {prefix}", store, files)

@@ -1,0 +1,100 @@
+"""The adapters of a window: low-rank deltas, and the tensors that were trained whole, by the names of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from relex_core.checkpoints.checkpoint import open_checkpoint
+from relex_core.checkpoints.contents import Adapter
+from relex_core.checkpoints.reader import Piece, Reader, TensorReader
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES
+from relex_core.dtypes import decode
+from relex_core.errors import CheckpointChanged, DataError
+from relex_core.lora.factors import LowRank
+from relex_core.manifest import CheckpointRecord
+from relex_core.storage import ObjectInfo, Store, open_stores
+
+
+@dataclass(frozen=True)
+class StepAdapter:
+    """One observed adapter. Safe to use from several threads."""
+
+    reader: Reader
+    """Of its file's tensors, by their names there."""
+    adapter: Adapter
+
+    def delta(self, weight: str) -> LowRank:
+        """s B A of one weight of the base, as it lies there: float64.
+
+        Raises:
+            DataError: a factor is not finite.
+        """
+        target = self.adapter.targets[weight]
+        a, b = (read_whole(self.reader, name).astype(np.float64) for name in (target.a, target.b))
+        delta = LowRank(target.scaling * b, a)
+        if not delta.finite:
+            raise not_finite(self.reader.label, weight)
+        return delta.transposed() if target.transposed else delta
+
+    def whole(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements `start` to `stop` of a tensor that was trained whole."""
+        return read_elements(self.reader, self.adapter.whole[name], start, stop)
+
+
+def open_adapter(label: str, store: Store, files: Sequence[ObjectInfo]) -> StepAdapter:
+    """An adapter, whose files were looked at before.
+
+    Raises:
+        CheckpointChanged: it is not complete any more.
+    """
+    checkpoint = open_checkpoint(store, files)
+    if checkpoint.problems or checkpoint.adapter is None:
+        raise CheckpointChanged(
+            f"{label} is not the adapter that was collected: {'; '.join(checkpoint.problems)}",
+            where=store.uri,
+            next_step="collect again into a new run directory",
+        )
+    return StepAdapter(TensorReader(label, store, checkpoint.tensors), checkpoint.adapter)
+
+
+def open_adapters(checkpoints: Sequence[CheckpointRecord], pool: Executor) -> list[StepAdapter]:
+    """The adapters of a window; their headers are read in parallel.
+
+    Raises:
+        CheckpointChanged: files are no longer those of the manifest.
+    """
+    stores = open_stores([checkpoint.uri for checkpoint in checkpoints])
+
+    def opened(store: Store, record: CheckpointRecord) -> StepAdapter:
+        return open_adapter(f"step {record.step}", store, [file.info() for file in record.files])
+
+    return list(pool.map(opened, stores, checkpoints))
+
+
+def read_whole(reader: Reader, name: str) -> np.ndarray:
+    """One tensor, in its shape: float32, or float64 where it is."""
+    entry = reader.tensors[name]
+    return read_elements(reader, name, 0, entry.numel).reshape(entry.shape)
+
+
+def read_elements(reader: Reader, name: str, start: int, stop: int) -> np.ndarray:
+    """Elements `start` to `stop` of one tensor: float32, or float64 where it is."""
+    dtype = reader.tensors[name].dtype
+    item = ITEM_BYTES[dtype]
+    data = np.empty((stop - start) * item, dtype=np.uint8)
+    reader.read([Piece(name, start * item, stop * item, 0)], memoryview(data))
+    return decode(data, dtype)
+
+
+def not_finite(label: str, name: str) -> DataError:
+    """The error for NaN or Inf in an observed tensor."""
+    return DataError(
+        f"{label} holds NaN or Inf in tensor {name}",
+        where=f"{label}, tensor {name}",
+        expected="finite weights",
+        next_step="the run diverged there: set window.t_cut below this step, or remove the checkpoint",
+    )
