@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from kfp_support import make_spec, scripted_run, spec_data
 from relex_core.collect import find_window
 from relex_core.errors import SpecError, StorageError
 from relex_core.spec import RunSpec
-from relex_core.storage import open_store
+from relex_core.storage import Store, open_store
 from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, compile_pipeline
 from relex_kfp.pipelines.relex_pipeline.profiles import Settings
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, submit_kfp
@@ -230,30 +232,63 @@ def test_an_api_that_is_not_there_is_a_storage_error(submit: Target, spec: RunSp
         submit(gone, spec)
 
 
-def test_a_submitter_that_died_is_followed_by_one_other(tmp_path: Path) -> None:
-    store, runs = open_store(str(tmp_path)), []
-    lock = threading.Lock()
+class Runs:
+    """An API that lists what it accepted after `late` seconds, as files of a folder, so that processes share it."""
 
-    def find() -> str | None:
-        with lock:
-            return runs[0] if runs else None
+    def __init__(self, folder: Path, *, late: float = 0.0, slow: float = 0.0) -> None:
+        self.folder, self.late, self.slow = folder, late, slow
+        folder.mkdir(exist_ok=True)
 
-    def submit() -> str:
-        with lock:
-            runs.append(f"run-{len(runs)}")
-            return runs[-1]
+    def find(self) -> str | None:
+        return next((run.name for run in self.folder.iterdir() if time.time() >= float(run.read_text() or "inf")), None)
 
-    store.create("submissions/a-00001.json", b'{"name": "a"}')  # and nothing after that
-    ids: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: ids.append(submit_once(store, "a", find, submit, patience=0.2)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (runs, ids) == (["run-0"], ["run-0"] * 4)
+    def submit(self) -> str:
+        time.sleep(self.slow)
+        run = self.folder / f"run-{uuid.uuid4()}"
+        run.write_text(str(time.time() + self.late))
+        return run.name
+
+    def asked_by_four(self, store: Store, lease: float) -> None:
+        """Four submitters at the same time all get the one run."""
+        with ThreadPoolExecutor(4) as pool:
+            ids = list(pool.map(lambda _: submit_once(store, "a", self.find, self.submit, lease=lease), range(4)))
+        [run] = self.folder.iterdir()
+        assert ids == [run.name] * 4
+
+
+DIES = """
+import sys
+from relex_core.storage import Store, open_store
+from relex_kfp.pipelines.trigger.once import submit_once
+
+def submit():
+    print("submitting", flush=True)
+    sys.stdin.read()
+
+submit_once(open_store(sys.argv[1]), "a", lambda: None, submit, lease=1.0)
+"""
+
+
+def test_a_submitter_that_was_killed_is_followed_by_one_other(tmp_path: Path) -> None:
+    store, command = open_store(str(tmp_path / "run")), [sys.executable, "-c", DIES, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"submitting\n"
+        process.kill()
+    Runs(tmp_path / "runs").asked_by_four(store, lease=1.0)
+    claims = [info.name.rpartition("/")[2] for info in store.list("submissions/a")]
+    assert claims == ["claim-00001.json", "claim-00002.json"]
+
+
+def test_a_submitter_that_is_slower_than_a_lease_is_waited_for(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "run"))
+    Runs(tmp_path / "runs", slow=4.5).asked_by_four(store, lease=2.0)
+    assert [info.name for info in store.list("submissions/a")] == ["submissions/a/claim-00001.json"]
+
+
+def test_a_run_that_is_listed_late_is_made_once(tmp_path: Path) -> None:
+    store, runs = open_store(str(tmp_path / "run")), Runs(tmp_path / "runs", late=1.5)
+    runs.asked_by_four(store, lease=8.0)
+    assert submit_once(store, "a", runs.find, runs.submit) == runs.find()
 
 
 def test_the_schedule_is_made_once_and_never_catches_up(api: FakeApi, spec: RunSpec) -> None:

@@ -19,7 +19,7 @@ from relex_core.errors import RelexError, SpecError, StorageError
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
-from relex_kfp.pipelines.trigger.once import submit_once
+from relex_kfp.pipelines.trigger.once import LEASE_SECONDS, submit_once
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
 CONFLICT = 409
@@ -48,12 +48,12 @@ def submit_kfp(
     cluster: Cluster,
     *,
     shards: int = 1,
-    patience: float = 120.0,
+    lease: float = LEASE_SECONDS,
 ) -> str:
     """Run the compiled pipeline on the window, unless it was submitted before.
 
     Args:
-        patience: seconds after which a submitter whose run has not appeared is taken for dead.
+        lease: seconds without a heartbeat after which a submitter is taken for dead.
 
     Returns:
         The id of the run.
@@ -71,7 +71,7 @@ def submit_kfp(
             submission.name,
             partial(_find, client, experiment, submission.name),
             partial(_submit, client, experiment, submission, cluster),
-            patience=patience,
+            lease=lease,
         )
     except (ApiException, HTTPError) as error:
         raise api_error(error, cluster.host) from error

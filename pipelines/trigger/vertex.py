@@ -16,7 +16,7 @@ from relex_core.errors import SpecError, StorageError
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
-from relex_kfp.pipelines.trigger.once import submit_once
+from relex_kfp.pipelines.trigger.once import LEASE_SECONDS, submit_once
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -51,7 +51,7 @@ def submit_vertex(
     project: Project,
     *,
     shards: int = 1,
-    patience: float = 120.0,
+    lease: float = LEASE_SECONDS,
     session: Session | None = None,
 ) -> str:
     """Run the compiled pipeline on the window, unless it was submitted before.
@@ -60,7 +60,7 @@ def submit_vertex(
     cannot make a second job.
 
     Args:
-        patience: seconds after which a submitter whose job has not appeared is taken for dead.
+        lease: seconds without a heartbeat after which a submitter is taken for dead.
         session: sends credentials with each request; None: application-default credentials.
 
     Returns:
@@ -78,7 +78,7 @@ def submit_vertex(
             submission.name,
             partial(_find, session, project, submission.name),
             partial(_submit, session, project, submission),
-            patience=patience,
+            lease=lease,
         )
     except (GoogleAuthError, RequestException) as error:
         raise StorageError(
