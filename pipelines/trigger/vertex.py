@@ -17,6 +17,7 @@ from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
 from relex_kfp.pipelines.trigger.once import LEASE_SECONDS, submit_once
+from relex_kfp.pipelines.trigger.state import RunState, run_is_gone
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -81,9 +82,25 @@ def submit_vertex(
             lease=lease,
         )
     except (GoogleAuthError, RequestException) as error:
-        raise StorageError(
-            f"Vertex AI cannot be reached: {error}", where=project.jobs, next_step="see credentials and network"
-        ) from error
+        raise _unreachable(error, project) from error
+
+
+def vertex_state(job: str, project: Project, *, session: Session | None = None) -> RunState:
+    """What became of a job, given its resource name.
+
+    Raises:
+        DataError: there is no such job.
+        StorageError: there are no credentials, or the API cannot be reached, refuses access, or failed.
+    """
+    try:
+        answer = (session or _authorised()).get(f"{project.jobs}/{job.rpartition('/')[2]}", timeout=SECONDS)
+    except (GoogleAuthError, RequestException) as error:
+        raise _unreachable(error, project) from error
+    if answer.status_code == 404:
+        raise run_is_gone(job, project.jobs)
+    found = _checked(answer)
+    state = found.get("state", "PENDING").removeprefix("PIPELINE_STATE_")
+    return RunState(job, state, found.get("error", {}).get("message", ""))
 
 
 def _authorised() -> Session:
@@ -109,6 +126,12 @@ def _submit(session: Session, project: Project, submission: Submission) -> str:
     if answer.status_code == 409 and (found := _find(session, project, submission.name)):
         return found
     return str(_checked(answer)["name"])
+
+
+def _unreachable(error: Exception, project: Project) -> StorageError:
+    return StorageError(
+        f"Vertex AI cannot be reached: {error}", where=project.jobs, next_step="see credentials and network"
+    )
 
 
 def _checked(answer: Response) -> dict[str, Any]:
