@@ -145,6 +145,16 @@ def test_another_spec_or_other_code_is_another_submission(
 
 
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)
+def test_a_run_that_was_deleted_is_submitted_again_at_once(
+    submit: Target, kind: str, api: FakeApi, spec: RunSpec
+) -> None:
+    submit(api, spec)
+    api.made[kind].clear()
+    submit(api, spec)
+    assert len(api.made[kind]) == 1
+
+
+@pytest.mark.parametrize(("submit", "kind"), TARGETS)
 def test_a_failed_submission_can_be_tried_again_at_once(submit: Target, kind: str, api: FakeApi, spec: RunSpec) -> None:
     api.fail_with = [503, 400]
     for error in (StorageError, SpecError):

@@ -145,10 +145,14 @@ def test_an_event_wakes_it_and_the_time_table_finds_what_no_event_told_of(
     try:
         for dag in ("there", "by_event"):
             rest.ask("PATCH", dag, is_paused=False)
+        # Airflow makes up for the last time that a new time-table missed, here New Year; nothing is complete yet.
+        until(lambda: [(run["run_type"], run["state"]) for run in rest.runs("by_event")] == [("scheduled", "success")])
+        assert rest.runs("there") == []
+
         go_on(runs["told"])
         until(lambda: [run["state"] for run in rest.runs("there")] == ["success"])
-        [woken] = rest.runs("by_event")
-        assert (woken["run_type"], woken["state"]) == ("asset_triggered", "success")
+        woken = [(run["run_type"], run["state"]) for run in rest.runs("by_event")]
+        assert sorted(woken) == [("asset_triggered", "success"), ("scheduled", "success")]
         [first] = rest.runs("there")
         assert first["conf"] == params_of(runs["told"])
 
@@ -159,7 +163,7 @@ def test_an_event_wakes_it_and_the_time_table_finds_what_no_event_told_of(
         assert {run["run_type"] for run in rest.runs("by_time")} == {"scheduled"}
         rest.start("by_event", {})  # another wake-up, for which nothing is left to do
         until(lambda: len([run for run in rest.runs("by_time") if run["state"] == "success"]) > ticks)
-        until(lambda: [run["state"] for run in rest.runs("by_event")] == ["success"] * 2)
+        until(lambda: [run["state"] for run in rest.runs("by_event")] == ["success"] * 3)
     finally:
         rest.ask("PATCH", "by_time", is_paused=True)
         stop.set()
