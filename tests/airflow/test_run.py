@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_support import DEFERRED, RELEX_PYTHON, ROOT, SAME, dags_test, go_on, hold_back, in_relex, make_run, states
+from airflow_support import (
+    DEFERRED,
+    RELEX_PYTHON,
+    ROOT,
+    dags_test,
+    gives_what_relex_run_gives,
+    go_on,
+    hold_back,
+    make_run,
+    states,
+)
+
 
 pytestmark = pytest.mark.usefixtures("relex_reports")
 T_CUT = 8
@@ -91,8 +101,4 @@ def test_a_task_that_was_killed_is_tried_again_and_the_result_is_that_of_relex_r
     seen = states(airflow_home)
     assert (seen["promote"], seen["keep_observed"]) == ("skipped", "success")
 
-    spec = {**params["spec"], **{name: params[name] for name in ("base", "trajectory")}, "window": {"t_cut": T_CUT}}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [RELEX_PYTHON, "-m", "relex_core", "run", str(tmp_path / "spec.json"), "--out", str(tmp_path / "other")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    in_relex(SAME, str(tmp_path / "run"), str(tmp_path / "other"))
+    gives_what_relex_run_gives(params)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from airflow_support import RELEX_PYTHON, ROOT, SAME, environment, go_on, hold_back, in_relex, make_run
+from airflow_support import RELEX_PYTHON, ROOT, environment, gives_what_relex_run_gives, go_on, hold_back, make_run
 from fake_pipelines import FakeApi, fake_api
 
 sys.path.append(str(ROOT / "examples"))
@@ -115,7 +115,7 @@ def rest(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path], api: F
             yield Rest(session_of(url), url)
 
 
-def until(condition: Callable[[], object], patience: float = 420) -> None:
+def until(condition: Callable[[], object], patience: float = 900) -> None:
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -217,9 +217,13 @@ def test_a_cleared_fit_and_what_follows_give_the_same_bytes(rest: Rest, runs: di
 
 def test_two_runs_of_the_dag_on_one_rl_run_at_the_same_time_give_one_result(rest: Rest, runs: dict[str, Path]) -> None:
     params = params_of(runs["main"]) | {"run_root": str(runs["main"] / "two")}
+    rest.ask("PATCH", "relex", is_paused=False)
     both = [rest.start("relex", params) for _ in range(2)]
     for run in both:
         until(lambda run=run: finished(rest, run))
-    in_relex(SAME, params["run_root"], str(runs["main"] / "run"))
+    gives_what_relex_run_gives(params)
     events = [json.loads(line) for line in (Path(params["run_root"]) / "events.jsonl").read_text().splitlines()]
-    assert [event["candidate"] for event in events if event["event"] == "published"] == ["relex-step00020-scale1.00"]
+    assert {event["candidate"] for event in events if event["event"] == "published"} == {"relex-step00020-scale1.00"}
+    entry = "taskInstances/outcome/xcomEntries/return_value"
+    one, other = (rest.ask("GET", f"relex/dagRuns/{run}/{entry}")["value"] for run in both)
+    assert one == other and "promote" in json.dumps(one)
