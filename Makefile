@@ -48,7 +48,7 @@ $(AIRFLOW_STAMP): pyproject.toml
 test-airflow: $(STAMP) $(AIRFLOW_STAMP) ## Tests with the real Airflow, in an environment of its own
 	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow tests/airflow
 
-test-airflow-slow: $(STAMP) $(AIRFLOW_STAMP) ## The same with a running scheduler (about ten minutes)
+test-airflow-slow: $(STAMP) $(AIRFLOW_STAMP) ## The same with a running scheduler (about 15 minutes)
 	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow -m slow tests/airflow
 
 lint: $(STAMP) ## Check style and types

@@ -19,7 +19,6 @@ from airflow_support import (
     states,
 )
 
-
 pytestmark = pytest.mark.usefixtures("relex_reports")
 T_CUT = 8
 
