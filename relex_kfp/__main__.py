@@ -102,13 +102,28 @@ def run_local_command(spec: RunSpec, shards: int, pipeline_root: str | None) -> 
 @spec_argument
 @command
 def submit_command(target: str, spec: RunSpec) -> None:
-    """Submit the pipeline if the window is complete, once. Settings come from the environment (docs/kubeflow.md)."""
+    """Submit the pipeline if the window is complete, once; print the run's id.
+
+    Settings come from the environment (docs/kubeflow.md).
+    """
     from relex_core.collect import find_window
     from relex_kfp.pipelines.trigger import targets
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     act = {"kfp": targets.kfp, "vertex": targets.vertex}[target]
-    act(spec, find_window(spec))
+    click.echo(act(spec, find_window(spec)))
+
+
+@main.command("status")
+@click.argument("target", type=click.Choice(["kfp", "vertex"]))
+@click.argument("run")
+@command
+def status_command(target: str, run: str) -> None:
+    """What became of a submitted RUN, as JSON: run, state, message, ended."""
+    from relex_kfp.pipelines.trigger.targets import state_of
+
+    found = state_of(target, run)
+    click.echo(json.dumps({**asdict(found), "ended": found.ended}))
 
 
 @main.command("schedule")

@@ -7,114 +7,38 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
 import yaml
+from fake_pipelines import FakeApi, fake_api
 from kfp_support import make_spec, scripted_run, spec_data
 
 from relex_core.collect import find_window
-from relex_core.errors import SpecError, StorageError
+from relex_core.errors import DataError, SpecError, StorageError
 from relex_core.spec import RunSpec
-from relex_core.storage import open_store
+from relex_core.storage import Store, open_store
 from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, compile_pipeline
 from relex_kfp.pipelines.relex_pipeline.profiles import Settings
-from relex_kfp.pipelines.trigger.kfp_api import Cluster, submit_kfp
+from relex_kfp.pipelines.trigger.kfp_api import Cluster, kfp_state, submit_kfp
 from relex_kfp.pipelines.trigger.once import submit_once
 from relex_kfp.pipelines.trigger.schedule import schedule
 from relex_kfp.pipelines.trigger.submission import plan_submission
-from relex_kfp.pipelines.trigger.vertex import Project, submit_vertex
+from relex_kfp.pipelines.trigger.vertex import Project, submit_vertex, vertex_state
 
 KUBERNETES, VERTEX = COMPILED / "relex-kubernetes.yaml", COMPILED / "relex-vertex.yaml"
 
 
-class FakeApi(ThreadingHTTPServer):
-    """The few calls of both APIs that are used, with the memory of a database."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        self.made: dict[str, list[dict[str, Any]]] = {"experiments": [], "runs": [], "recurringruns": [], "jobs": []}
-        self.fail_with: list[int] = []
-        """Statuses of the next calls that would make something."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeApi
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        kind = url.path.rpartition("/")[2]
-        if "/pipelineJobs/" in url.path:
-            found = [job for job in self.server.made["jobs"] if job["name"] == url.path.removeprefix("/v1/")]
-            self._answer(200 if found else 404, found[0] if found else {"error": {"code": 404}})
-        elif kind == "healthz":
-            self._answer(200, {"multi_user": False})
-        else:
-            field = {"recurringruns": "recurringRuns"}.get(kind, kind)
-            self._answer(200, {field: self._filtered(self.server.made[kind], parse_qs(url.query))})
-
-    def do_POST(self) -> None:
-        url = urlsplit(self.path)
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            if self.server.fail_with and not url.path.endswith("experiments"):
-                self._answer(self.server.fail_with.pop(0), {"error": "as wished"})
-                return
-            if url.path.endswith("pipelineJobs"):
-                name = f"{url.path.removeprefix('/v1/')}/{parse_qs(url.query)['pipelineJobId'][0]}"
-                if any(job["name"] == name for job in self.server.made["jobs"]):
-                    self._answer(409, {"error": {"status": "ALREADY_EXISTS"}})
-                    return
-                made = {**body, "name": name}
-                self.server.made["jobs"].append(made)
-            else:
-                kind = url.path.rpartition("/")[2]
-                taken = any(one["display_name"] == body["display_name"] for one in self.server.made[kind])
-                if kind == "experiments" and taken:
-                    self._answer(409, {"error": "already exists"})
-                    return
-                field = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}[kind]
-                made = {**body, field: str(uuid.uuid4())}
-                self.server.made[kind].append(made)
-            self._answer(200, made)
-
-    def _filtered(self, made: list[dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        wanted = json.loads(query["filter"][0])["predicates"] if "filter" in query else []
-        return [one for one in made if all(one[p["key"]] == p["stringValue"] for p in wanted)]
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
 @pytest.fixture
 def api() -> Iterator[FakeApi]:
-    with FakeApi() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with fake_api() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -126,9 +50,13 @@ def to_kfp(api: FakeApi, spec: RunSpec, pipeline: Path = KUBERNETES, **options: 
     return submit_kfp(spec, find_window(spec), pipeline, Cluster(api.url, service_account="relex"), shards=2, **options)
 
 
+def project(api: FakeApi) -> Project:
+    return Project("my-project", "europe-west4", "gs://artifacts/relex", "sa@my-project", endpoint=api.url)
+
+
 def to_vertex(api: FakeApi, spec: RunSpec, pipeline: Path = VERTEX, **options: Any) -> str:
-    project = Project("my-project", "europe-west4", "gs://artifacts/relex", "sa@my-project", endpoint=api.url)
-    return submit_vertex(spec, find_window(spec), pipeline, project, shards=2, session=requests.Session(), **options)
+    window, session = find_window(spec), requests.Session()
+    return submit_vertex(spec, window, pipeline, project(api), shards=2, session=session, **options)
 
 
 TARGETS = [pytest.param(to_kfp, "runs", id="kfp"), pytest.param(to_vertex, "jobs", id="vertex")]
@@ -189,15 +117,19 @@ def test_of_many_submitters_one_submits(submit: Target, kind: str, api: FakeApi,
 def test_two_processes_submit_once(api: FakeApi, spec: RunSpec, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps({**spec_data(), "run_root": "run"}))
     command = [sys.executable, "-m", "relex_kfp", "submit", "kfp", str(tmp_path / "spec.json")]
-    environment = {"KF_PIPELINES_ENDPOINT": api.url, "RELEX_PIPELINE": str(KUBERNETES)}
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    shown = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], shown
+    environment = {**os.environ, "KF_PIPELINES_ENDPOINT": api.url, "RELEX_PIPELINE": str(KUBERNETES)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     [run] = api.made["runs"]
-    assert all(f"submitted as run {run['run_id']}" in text for text in shown)
+    assert [printed for printed, _ in said] == [f"{run['run_id']}\n"] * 2
+    assert all(f"submitted as run {run['run_id']}" in log for _, log in said)
+
+    command = [sys.executable, "-m", "relex_kfp", "status", "kfp", run["run_id"]]
+    api.states[run["run_id"]] = {"state": "RUNNING"}
+    printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    assert json.loads(printed) == {"run": run["run_id"], "state": "RUNNING", "message": "", "ended": False}
 
 
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)
@@ -213,6 +145,16 @@ def test_another_spec_or_other_code_is_another_submission(
 
 
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)
+def test_a_run_that_was_deleted_is_submitted_again_at_once(
+    submit: Target, kind: str, api: FakeApi, spec: RunSpec
+) -> None:
+    submit(api, spec)
+    api.made[kind].clear()
+    submit(api, spec)
+    assert len(api.made[kind]) == 1
+
+
+@pytest.mark.parametrize(("submit", "kind"), TARGETS)
 def test_a_failed_submission_can_be_tried_again_at_once(submit: Target, kind: str, api: FakeApi, spec: RunSpec) -> None:
     api.fail_with = [503, 400]
     for error in (StorageError, SpecError):
@@ -222,38 +164,101 @@ def test_a_failed_submission_can_be_tried_again_at_once(submit: Target, kind: st
     assert len(api.made[kind]) == 1
 
 
+STATES = [
+    pytest.param("PENDING", False, id="pending"),
+    pytest.param("RUNNING", False, id="running"),
+    pytest.param("SUCCEEDED", True, id="succeeded"),
+    pytest.param("FAILED", True, id="failed"),
+]
+
+
+@pytest.mark.parametrize(("state", "ended"), STATES)
+def test_what_became_of_a_run(state: str, ended: bool, api: FakeApi, spec: RunSpec) -> None:
+    run, job = to_kfp(api, spec), to_vertex(api, spec)
+    error = {"error": {"code": 9, "message": "a pod failed"}} if state == "FAILED" else {}
+    api.states = {run: {"state": state, **error}, job: {"state": f"PIPELINE_STATE_{state}", **error}}
+    for found in (kfp_state(run, Cluster(api.url)), vertex_state(job, project(api), session=requests.Session())):
+        assert (found.state, found.ended, found.message) == (state, ended, "a pod failed" if error else "")
+
+
+def test_the_state_of_a_run_that_is_gone_and_of_an_api_that_is_gone(api: FakeApi) -> None:
+    with pytest.raises(DataError, match="there is no run 1"):
+        kfp_state("1", Cluster(api.url))
+    with pytest.raises(DataError, match="there is no run projects/p/1"):
+        vertex_state("projects/p/1", project(api), session=requests.Session())
+    with fake_api() as gone:
+        pass
+    with pytest.raises(StorageError):
+        kfp_state("1", Cluster(gone.url))
+    with pytest.raises(StorageError):
+        vertex_state("projects/p/1", project(gone), session=requests.Session())
+
+
 @pytest.mark.parametrize("submit", [to_kfp, to_vertex])
 def test_an_api_that_is_not_there_is_a_storage_error(submit: Target, spec: RunSpec) -> None:
-    with FakeApi() as gone:
+    with fake_api() as gone:
         pass
     with pytest.raises(StorageError):
         submit(gone, spec)
 
 
-def test_a_submitter_that_died_is_followed_by_one_other(tmp_path: Path) -> None:
-    store, runs = open_store(str(tmp_path)), []
-    lock = threading.Lock()
+class Runs:
+    """An API that lists what it accepted after `late` seconds, as files of a folder, so that processes share it."""
 
-    def find() -> str | None:
-        with lock:
-            return runs[0] if runs else None
+    def __init__(self, folder: Path, *, late: float = 0.0, slow: float = 0.0) -> None:
+        self.folder, self.late, self.slow = folder, late, slow
+        folder.mkdir(exist_ok=True)
 
-    def submit() -> str:
-        with lock:
-            runs.append(f"run-{len(runs)}")
-            return runs[-1]
+    def find(self) -> str | None:
+        return next((run.name for run in self.folder.iterdir() if time.time() >= float(run.read_text() or "inf")), None)
 
-    store.create("submissions/a-00001.json", b'{"name": "a"}')  # and nothing after that
-    ids: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: ids.append(submit_once(store, "a", find, submit, patience=0.2)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (runs, ids) == (["run-0"], ["run-0"] * 4)
+    def submit(self) -> str:
+        time.sleep(self.slow)
+        run = self.folder / f"run-{uuid.uuid4()}"
+        run.write_text(str(time.time() + self.late))
+        return run.name
+
+    def asked_by_four(self, store: Store, lease: float) -> None:
+        """Four submitters at the same time all get the one run."""
+        with ThreadPoolExecutor(4) as pool:
+            ids = list(pool.map(lambda _: submit_once(store, "a", self.find, self.submit, lease=lease), range(4)))
+        [run] = self.folder.iterdir()
+        assert ids == [run.name] * 4
+
+
+DIES = """
+import sys
+from relex_core.storage import Store, open_store
+from relex_kfp.pipelines.trigger.once import submit_once
+
+def submit():
+    print("submitting", flush=True)
+    sys.stdin.read()
+
+submit_once(open_store(sys.argv[1]), "a", lambda: None, submit, lease=1.0)
+"""
+
+
+def test_a_submitter_that_was_killed_is_followed_by_one_other(tmp_path: Path) -> None:
+    store, command = open_store(str(tmp_path / "run")), [sys.executable, "-c", DIES, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"submitting\n"
+        process.kill()
+    Runs(tmp_path / "runs").asked_by_four(store, lease=1.0)
+    claims = [info.name.rpartition("/")[2] for info in store.list("submissions/a")]
+    assert claims == ["claim-00001.json", "claim-00002.json"]
+
+
+def test_a_submitter_that_is_slower_than_a_lease_is_waited_for(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "run"))
+    Runs(tmp_path / "runs", slow=4.5).asked_by_four(store, lease=2.0)
+    assert [info.name for info in store.list("submissions/a")] == ["submissions/a/claim-00001.json"]
+
+
+def test_a_run_that_is_listed_late_is_made_once(tmp_path: Path) -> None:
+    store, runs = open_store(str(tmp_path / "run")), Runs(tmp_path / "runs", late=1.5)
+    runs.asked_by_four(store, lease=8.0)
+    assert submit_once(store, "a", runs.find, runs.submit) == runs.find()
 
 
 def test_the_schedule_is_made_once_and_never_catches_up(api: FakeApi, spec: RunSpec) -> None:

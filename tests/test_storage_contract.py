@@ -295,6 +295,59 @@ class TestCreating:
         assert names(store) == []
 
 
+class TestReplacing:
+    def test_the_object_that_was_read_is_replaced(self, store: Store) -> None:
+        first = store.create("log", b"1")
+        second = store.replace("log", b"12", first.generation)
+        assert read_bytes(store, "log") == b"12" and store.stat("log") == second
+        assert second.generation != first.generation
+        write_bytes(store, "log", b"written without asking")
+        third = store.replace("log", b"", store.stat("log").generation)
+        assert read_bytes(store, "log") == b"" and names(store) == ["log"]
+        assert len({first.generation, second.generation, third.generation}) == 3
+
+    def test_another_one_is_kept(self, store: Store) -> None:
+        first = store.create("log", b"1")
+        second = store.replace("log", b"2", first.generation)
+        for generation in (first.generation, second.generation + 1):
+            with pytest.raises(CheckpointChanged) as caught:
+                store.replace("log", b"3", generation)
+            assert "log" in caught.value.where and str(generation) in caught.value.expected
+        assert read_bytes(store, "log") == b"2" and store.stat("log") == second
+
+    def test_one_that_is_gone_does_not_come_back(self, store: Store) -> None:
+        info = store.create("folder/log", b"1")
+        store.delete("folder/log")
+        for key in ("folder/log", "never/there"):
+            with pytest.raises(ObjectNotFound):
+                store.replace(key, b"2", info.generation)
+        assert names(store) == []
+
+    def test_replacements_faster_than_a_clock_ticks_differ(self, store: Store) -> None:
+        info = store.create("log", b"0")
+        generations = [info.generation]
+        for number in range(30):
+            info = store.replace("log", b"%d" % number, info.generation)
+            generations.append(info.generation)
+        assert sorted(set(generations)) == generations
+
+    def test_sixteen_threads_one_winner(self, store: Store) -> None:
+        def replace_it(number: int) -> ObjectInfo | None:
+            try:
+                return store.replace("log", b"%d" % number, seen.generation)
+            except CheckpointChanged:
+                return None
+
+        seen = store.create("log", b"")
+        for _ in range(8):
+            with ThreadPoolExecutor(16) as pool:
+                results = list(pool.map(replace_it, range(16)))
+            [winner] = [number for number, info in enumerate(results) if info]
+            assert read_bytes(store, "log") == b"%d" % winner and store.stat("log") == results[winner]
+            seen = results[winner] or seen
+        assert names(store) == ["log"]
+
+
 class TestWriting:
     def test_nothing_is_seen_before_the_block_ends(self, store: Store) -> None:
         with store.open_write("candidates/x/model.safetensors") as writer:

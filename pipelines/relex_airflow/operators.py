@@ -29,6 +29,7 @@ class LocalStage(BaseOperator):
         environment: more environment variables.
         gcp_conn_id: connection whose account it works as; None: application-default credentials.
         module: the program.
+        answers: the last line that it prints is the task's value.
     """
 
     template_fields: Sequence[str] = ("python", "arguments", "environment")
@@ -41,19 +42,21 @@ class LocalStage(BaseOperator):
         environment: Mapping[str, str] | None = None,
         gcp_conn_id: str | None = None,
         module: str = "relex_core",
+        answers: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.python, self.arguments = python, arguments
         self.environment, self.gcp_conn_id, self.module = environment, gcp_conn_id, module
+        self.answers = answers
         self._hook = SubprocessHook()
 
-    def execute(self, context: Context) -> None:
+    def execute(self, context: Context) -> str | None:
         command = [self.python, "-m", self.module, *map(str, self.arguments)]
         with google_credentials(self.gcp_conn_id) as environment:
             ended = self._hook.run_command(command, env={**environment, **(self.environment or {})})
         if ended.exit_code == 0:
-            return
+            return ended.output if self.answers else None
         message = f"relex {self.arguments[0]} ended with status {ended.exit_code}; its message is in the log above"
         curable = ended.exit_code == RETRIED or ended.exit_code < 0
         raise AirflowException(message) if curable else AirflowFailException(message)

@@ -74,15 +74,18 @@ class WindowSensor(BaseSensorOperator):
         if judgement.ends(self.until):
             return self._answer(judgement)
         self.log.info("%s: %s", judgement.verdict, judgement.message)
-        trigger = WindowTrigger(
-            spec=spec.model_dump_json(exclude_defaults=True),
+        self.defer(trigger=self.trigger(spec.model_dump_json(exclude_defaults=True)), method_name="resumed")
+
+    def trigger(self, spec: str) -> WindowTrigger:
+        """What goes on looking while this task is deferred."""
+        return WindowTrigger(
+            spec=spec,
             interval=self.poke_interval,
             longest=max(self.poke_interval, _seconds(self.max_wait)),
             deadline=time.time() + self.timeout,
             gcp_conn_id=self.gcp_conn_id,
             until=self.until,
         )
-        self.defer(trigger=trigger, method_name="resumed")
 
     def resumed(self, context: Context, event: dict[str, Any]) -> dict[str, str]:
         """Called with what the trigger saw last."""

@@ -2,8 +2,8 @@
 
 1. resolve, wait_for_window, start: as in dag.py.
 2. submit: `python -m relex_kfp submit`, which submits the same window once, whoever asks and how often.
-3. wait_for_outcome: deferred until RUN/published.json is there for this spec. It asks the run directory, not the
-   orchestrator: a pipeline that failed is seen there, and ends this task with its time-out only.
+3. wait_for_outcome: deferred until RUN/published.json is there for this spec. The orchestrator is asked as well: a
+   pipeline that ended without an outcome fails this task, with the orchestrator's message.
 4. outcome: what to use, as the task's value and as an asset event.
 """
 
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, chain, task
 
 from relex_airflow.operators import LocalStage
+from relex_airflow.outcomes import OutcomeSensor, Target
 from relex_airflow.params import params_of
 from relex_airflow.sensors import WindowSensor
 from relex_airflow.tasks import PUBLISHED, RESOLVED, SPEC, claim, resolve_params, tell_outcome
 
+SUBMITTED = "{{ ti.xcom_pull(task_ids='submit') }}"
+
 
 def build_submission_dag(
     dag_id: str,
-    target: Literal["kfp", "vertex"],
+    target: Target,
     python: str,
     environment: Mapping[str, str],
     *,
@@ -63,12 +66,21 @@ def build_submission_dag(
             task_id="submit",
             python=python,
             module="relex_kfp",
+            answers=True,
             arguments=["submit", target, SPEC],
             environment={**environment, "RELEX_SHARDS": "{{ params.shards }}"},
             gcp_conn_id=gcp_conn_id,
             doc_md="Submits the compiled pipeline, unless it was submitted for this window, spec and image before.",
         )
-        decided = WindowSensor(task_id="wait_for_outcome", until="published", timeout=3600 * outcome_hours, **waiting)
+        decided = OutcomeSensor(
+            task_id="wait_for_outcome",
+            target=target,
+            pipeline_run=SUBMITTED,
+            python=python,
+            environment=dict(environment),
+            timeout=3600 * outcome_hours,
+            **waiting,
+        )
         outcome = task(
             tell_outcome, task_id="outcome", outlets=[PUBLISHED], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
         )(gcp_conn_id)

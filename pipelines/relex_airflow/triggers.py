@@ -6,14 +6,23 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from relex_airflow.credentials import google_environment
 from relex_airflow.judgement import Judgement, Until
+
+
+class Ended(NamedTuple):
+    """A process that has ended."""
+
+    status: int
+    printed: str
+    errors: str
+    """The end of what it wrote to stderr."""
 
 
 class WindowTrigger(BaseTrigger):
@@ -65,24 +74,31 @@ class WindowTrigger(BaseTrigger):
             await asyncio.sleep(min(interval, max(self.deadline - time.time(), 0)))
 
     async def look(self) -> Judgement:
-        """One judgement, in a process of its own, which ends with this trigger."""
+        """One judgement."""
+        ended = await self.process([sys.executable, "-m", "relex_airflow.judgement"], given=self.spec)
+        if ended.status == 0:
+            return Judgement.model_validate_json(ended.printed)
+        message = f"the judgement ended with status {ended.status}: {ended.errors}"
+        killed = ended.status < 0  # by a machine short of memory, or one that is drained
+        return Judgement(verdict="unreachable" if killed else "refused", message=message)
+
+    async def process(
+        self, command: Sequence[str], *, given: str = "", environment: Mapping[str, str] | None = None
+    ) -> Ended:
+        """Run a process with the connection's account; it ends with this trigger."""
         connection = await BaseHook.aget_connection(self.gcp_conn_id) if self.gcp_conn_id else None
         with google_environment(connection.extra_dejson if connection else {}) as variables:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "relex_airflow.judgement"),
+                *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, **variables},
+                env={**os.environ, **variables, **(environment or {})},
             )
             try:
-                printed, errors = await process.communicate(self.spec.encode())
+                printed, errors = await process.communicate(given.encode())
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
-        if process.returncode == 0:
-            return Judgement.model_validate_json(printed)
-        message = f"the judgement ended with status {process.returncode}: {errors.decode(errors='replace')[-2000:]}"
-        killed = (process.returncode or 0) < 0  # by a machine short of memory, or one that is drained
-        return Judgement(verdict="unreachable" if killed else "refused", message=message)
+        return Ended(process.returncode or 0, printed.decode(), errors.decode(errors="replace")[-2000:])

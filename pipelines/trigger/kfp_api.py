@@ -19,10 +19,11 @@ from relex_core.errors import RelexError, SpecError, StorageError
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
-from relex_kfp.pipelines.trigger.once import submit_once
+from relex_kfp.pipelines.trigger.once import LEASE_SECONDS, submit_once
+from relex_kfp.pipelines.trigger.state import RunState, run_is_gone
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
-CONFLICT = 409
+CONFLICT, NOT_FOUND = 409, 404
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def submit_kfp(
     cluster: Cluster,
     *,
     shards: int = 1,
-    patience: float = 120.0,
+    lease: float = LEASE_SECONDS,
 ) -> str:
     """Run the compiled pipeline on the window, unless it was submitted before.
 
     Args:
-        patience: seconds after which a submitter whose run has not appeared is taken for dead.
+        lease: seconds without a heartbeat after which a submitter is taken for dead.
 
     Returns:
         The id of the run.
@@ -71,7 +72,7 @@ def submit_kfp(
             submission.name,
             partial(_find, client, experiment, submission.name),
             partial(_submit, client, experiment, submission, cluster),
-            patience=patience,
+            lease=lease,
         )
     except (ApiException, HTTPError) as error:
         raise api_error(error, cluster.host) from error
@@ -114,6 +115,22 @@ def api_error(error: Exception, host: str) -> RelexError:
     if status == 400:
         return SpecError(what, where=host, next_step="compile the pipeline for this version of Kubeflow")
     return StorageError(what, where=host, next_step="see host, namespace and token, and try again")
+
+
+def kfp_state(run: str, cluster: Cluster) -> RunState:
+    """What became of a run.
+
+    Raises:
+        DataError: there is no such run.
+        StorageError: the API cannot be reached, refuses access, or failed.
+    """
+    try:
+        found = connect(cluster).get_run(run)
+    except (ApiException, HTTPError) as error:
+        if getattr(error, "status", None) == NOT_FOUND:
+            raise run_is_gone(run, cluster.host) from error
+        raise api_error(error, cluster.host) from error
+    return RunState(run, str(found.state or "PENDING"), str(found.error.message) if found.error else "")
 
 
 def _find(client: Any, experiment: str, name: str) -> str | None:

@@ -1,28 +1,28 @@
-"""Submit once: a claim object decides who of several submitters does it, the run's name whether it was done.
+"""One submission out of many submitters: the one that holds the claim submits, the others wait for its run to appear.
 
-    submissions/<name>-00001.json    created atomically: its creator submits, the others wait for the run to appear
-    submissions/<name>-00002.json    the same again, after the first failed, or no run appeared for `patience`
+    submissions/<name>/claim-00001.json      relex_core.claim, kept alive while its owner submits
 
-Claims are never deleted, so of one number there is one winner. What is left is a submitter that stalls for longer than
-`patience` and then goes on, or an API that takes longer to list what it accepted: then there are two runs, which
-is a waste and no harm, because every step of the pipeline recognises what is done.
+A submitter that dies is followed by another as soon as its lease is over, one that fails at once, and one that is only
+slow by nobody. It holds the claim until the API lists its run, so an API that lists late is asked for no second one.
+What is left is a submitter that is stopped between asking for a run and seeing it, for longer than a lease: then there
+may be two runs, which is a waste and no harm, because every step of the pipeline recognises what is done.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from relex_core.errors import ObjectExists
-from relex_core.storage import Store, read_bytes, write_bytes
+from relex_core.claim import Claim, ClaimLost
+from relex_core.storage import Store
 
 log = logging.getLogger("relex")
 
 FOLDER = "submissions"
+LEASE_SECONDS = 120.0
 SECONDS_BETWEEN_LOOKS = 2.0
-FAILED = b'{"failed": true}'
 
 
 def submit_once(
@@ -31,7 +31,7 @@ def submit_once(
     find: Callable[[], str | None],
     submit: Callable[[], str],
     *,
-    patience: float = 120.0,
+    lease: float = LEASE_SECONDS,
 ) -> str:
     """The run of that name: submitted by this call, or by another one before or meanwhile.
 
@@ -40,47 +40,32 @@ def submit_once(
         name: of the submission.
         find: the id of the run of that name, if the API knows one.
         submit: makes the run; returns its id.
-        patience: seconds after which a submitter whose run has not appeared is taken for dead.
+        lease: seconds without a heartbeat after which a submitter is taken for dead.
 
     Raises:
         Whatever `find` and `submit` raise; another call may then try at once.
     """
-    while True:
-        number = sum(1 for info in store.list(FOLDER) if info.name.startswith(f"{FOLDER}/{name}-"))
-        if number and not _failed(store, _claim(name, number)):
-            found = _appears(store, _claim(name, number), find, patience)
-        else:
-            found = find()
-        if found is not None:
-            return found
-        claim = _claim(name, number + 1)
-        try:
-            store.create(claim, json.dumps({"name": name}).encode())
-        except ObjectExists:
+    claim = Claim(store, f"{FOLDER}/{name}", lease=lease)
+    wait = min(SECONDS_BETWEEN_LOOKS, lease / 4)
+    while (found := find()) is None:
+        if not claim.try_take():
+            log.info("%s is submitting %s; standing by", claim.holder, name)
+            time.sleep(wait)
             continue
-        if (found := find()) is not None:  # by an earlier claimant that was slow
-            return found
-        try:
-            return submit()
-        except BaseException:
-            write_bytes(store, claim, FAILED)
-            raise
-
-
-def _claim(name: str, number: int) -> str:
-    return f"{FOLDER}/{name}-{number:05d}.json"
-
-
-def _failed(store: Store, claim: str) -> bool:
-    return read_bytes(store, claim) == FAILED
-
-
-def _appears(store: Store, claim: str, find: Callable[[], str | None], patience: float) -> str | None:
-    """The run of another submitter; None if it failed, or seems to have died."""
-    deadline = time.monotonic() + patience
-    while (found := find()) is None and not _failed(store, claim):
-        if time.monotonic() >= deadline:
-            log.warning("%s/%s is claimed, but no run appeared in %g s: taking over", store.uri, claim, patience)
-            return None
-        time.sleep(min(SECONDS_BETWEEN_LOOKS, patience))
+        with suppress(ClaimLost), claim.held():
+            if (found := find()) is not None:  # by the one who held the claim before
+                return found
+            claim.require()
+            made = submit()
+            _until_listed(find, lease, wait)
+            return made
     return found
+
+
+def _until_listed(find: Callable[[], str | None], patience: float, wait: float) -> None:
+    deadline = time.monotonic() + patience
+    while find() is None:
+        if time.monotonic() >= deadline:
+            log.warning("the run was accepted, but is not listed after %g s", patience)
+            return
+        time.sleep(wait)

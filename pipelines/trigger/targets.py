@@ -21,31 +21,40 @@ from relex_core.spec import RunSpec
 
 if TYPE_CHECKING:
     from relex_kfp.pipelines.trigger.kfp_api import Cluster
+    from relex_kfp.pipelines.trigger.state import RunState
+    from relex_kfp.pipelines.trigger.vertex import Project
 
 log = logging.getLogger("relex")
 
 
-def kfp(spec: RunSpec, manifest: WindowManifest) -> None:
-    """Submit to Kubeflow Pipelines, once."""
+def kfp(spec: RunSpec, manifest: WindowManifest) -> str:
+    """Submit to Kubeflow Pipelines, once; the run's id."""
     from relex_kfp.pipelines.trigger.kfp_api import submit_kfp
 
     run = submit_kfp(spec, manifest, _pipeline(), cluster(), shards=_shards())
     log.info("submitted as run %s", run)
+    return run
 
 
-def vertex(spec: RunSpec, manifest: WindowManifest) -> None:
-    """Submit to Vertex AI Pipelines, once."""
-    from relex_kfp.pipelines.trigger.vertex import Project, submit_vertex
+def vertex(spec: RunSpec, manifest: WindowManifest) -> str:
+    """Submit to Vertex AI Pipelines, once; the job's resource name."""
+    from relex_kfp.pipelines.trigger.vertex import submit_vertex
 
-    project = Project(
-        project=_needed("GOOGLE_CLOUD_PROJECT"),
-        region=_needed("GOOGLE_CLOUD_REGION"),
-        pipeline_root=_needed("RELEX_PIPELINE_ROOT"),
-        service_account=os.environ.get("RELEX_SERVICE_ACCOUNT", ""),
-        endpoint=os.environ.get("RELEX_VERTEX_ENDPOINT", ""),
-    )
-    job = submit_vertex(spec, manifest, _pipeline(), project, shards=_shards())
+    there = project()
+    job = submit_vertex(spec, manifest, _pipeline(), there, shards=_shards())
     log.info("submitted as %s", job)
+    return job
+
+
+def state_of(target: str, run: str) -> RunState:
+    """What became of a run that was submitted to `target`, "kfp" or "vertex"."""
+    if target == "kfp":
+        from relex_kfp.pipelines.trigger.kfp_api import kfp_state
+
+        return kfp_state(run, cluster())
+    from relex_kfp.pipelines.trigger.vertex import vertex_state
+
+    return vertex_state(run, project())
 
 
 def cluster() -> Cluster:
@@ -58,6 +67,19 @@ def cluster() -> Cluster:
         service_account=os.environ.get("RELEX_SERVICE_ACCOUNT", ""),
         pipeline_root=os.environ.get("RELEX_PIPELINE_ROOT", ""),
         token=os.environ.get("KF_PIPELINES_TOKEN", ""),
+    )
+
+
+def project() -> Project:
+    """The project of Google Cloud that the environment names."""
+    from relex_kfp.pipelines.trigger.vertex import Project
+
+    return Project(
+        project=_needed("GOOGLE_CLOUD_PROJECT"),
+        region=_needed("GOOGLE_CLOUD_REGION"),
+        pipeline_root=_needed("RELEX_PIPELINE_ROOT"),
+        service_account=os.environ.get("RELEX_SERVICE_ACCOUNT", ""),
+        endpoint=os.environ.get("RELEX_VERTEX_ENDPOINT", ""),
     )
 
 

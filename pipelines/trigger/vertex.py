@@ -16,7 +16,8 @@ from relex_core.errors import SpecError, StorageError
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
-from relex_kfp.pipelines.trigger.once import submit_once
+from relex_kfp.pipelines.trigger.once import LEASE_SECONDS, submit_once
+from relex_kfp.pipelines.trigger.state import RunState, run_is_gone
 from relex_kfp.pipelines.trigger.submission import Submission, plan_submission
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -51,7 +52,7 @@ def submit_vertex(
     project: Project,
     *,
     shards: int = 1,
-    patience: float = 120.0,
+    lease: float = LEASE_SECONDS,
     session: Session | None = None,
 ) -> str:
     """Run the compiled pipeline on the window, unless it was submitted before.
@@ -60,7 +61,7 @@ def submit_vertex(
     cannot make a second job.
 
     Args:
-        patience: seconds after which a submitter whose job has not appeared is taken for dead.
+        lease: seconds without a heartbeat after which a submitter is taken for dead.
         session: sends credentials with each request; None: application-default credentials.
 
     Returns:
@@ -78,12 +79,28 @@ def submit_vertex(
             submission.name,
             partial(_find, session, project, submission.name),
             partial(_submit, session, project, submission),
-            patience=patience,
+            lease=lease,
         )
     except (GoogleAuthError, RequestException) as error:
-        raise StorageError(
-            f"Vertex AI cannot be reached: {error}", where=project.jobs, next_step="see credentials and network"
-        ) from error
+        raise _unreachable(error, project) from error
+
+
+def vertex_state(job: str, project: Project, *, session: Session | None = None) -> RunState:
+    """What became of a job, given its resource name.
+
+    Raises:
+        DataError: there is no such job.
+        StorageError: there are no credentials, or the API cannot be reached, refuses access, or failed.
+    """
+    try:
+        answer = (session or _authorised()).get(f"{project.jobs}/{job.rpartition('/')[2]}", timeout=SECONDS)
+    except (GoogleAuthError, RequestException) as error:
+        raise _unreachable(error, project) from error
+    if answer.status_code == 404:
+        raise run_is_gone(job, project.jobs)
+    found = _checked(answer)
+    state = found.get("state", "PENDING").removeprefix("PIPELINE_STATE_")
+    return RunState(job, state, found.get("error", {}).get("message", ""))
 
 
 def _authorised() -> Session:
@@ -109,6 +126,12 @@ def _submit(session: Session, project: Project, submission: Submission) -> str:
     if answer.status_code == 409 and (found := _find(session, project, submission.name)):
         return found
     return str(_checked(answer)["name"])
+
+
+def _unreachable(error: Exception, project: Project) -> StorageError:
+    return StorageError(
+        f"Vertex AI cannot be reached: {error}", where=project.jobs, next_step="see credentials and network"
+    )
 
 
 def _checked(answer: Response) -> dict[str, Any]:

@@ -64,6 +64,16 @@ class Store(Protocol):
             ObjectExists: the key is taken; of many callers exactly one succeeds.
         """
 
+    def replace(self, key: str, data: bytes, generation: int) -> ObjectInfo:
+        """Write a small object in place of the one of that generation, in one step.
+
+        Of many callers with the same generation exactly one succeeds. Only callers of this method exclude each other:
+        `open_write` asks for no generation.
+
+        Raises:
+            CheckpointChanged: the object is no longer of that generation.
+        """
+
     def open_write(self, key: str) -> AbstractContextManager[Writer]:
         """A stream to a new or replaced object: published when the block ends, dropped when it raises."""
 

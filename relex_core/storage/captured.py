@@ -184,6 +184,9 @@ class CapturedStore:
     def create(self, key: str, data: bytes) -> ObjectInfo:
         self._refuse(key)
 
+    def replace(self, key: str, data: bytes, generation: int) -> ObjectInfo:
+        self._refuse(key)
+
     def open_write(self, key: str) -> AbstractContextManager[Writer]:
         self._refuse(key)
 

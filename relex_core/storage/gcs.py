@@ -21,6 +21,8 @@ from relex_core.storage.uploads import ObjectWriter
 
 FIELDS = "items(name,size,generation,crc32c,updated),nextPageToken"
 CREATOR = "relex-creator"
+ABSENT = 0
+"""The generation of an object that is not there."""
 
 
 class GcsStore:
@@ -79,23 +81,36 @@ class GcsStore:
             raise changed(f"{self.uri}/{key}", found, generation)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
+        written = self._write_if(key, data, ABSENT)
+        if written is None:
+            raise ObjectExists("the name is taken", where=f"{self.uri}/{key}")
+        return written
+
+    def replace(self, key: str, data: bytes, generation: int) -> ObjectInfo:
+        written = self._write_if(key, data, generation)
+        if written is None:
+            raise changed(f"{self.uri}/{key}", self.stat(key).generation, generation)
+        return written
+
+    def _write_if(self, key: str, data: bytes, generation: int) -> ObjectInfo | None:
+        """Write in one request, if the object is of that generation; None if it is not."""
         blob = self._blob(key)
         blob.metadata = {CREATOR: uuid.uuid4().hex}
         with self._errors("create", key):
             try:
-                blob.upload_from_string(data, CONTENT_TYPE, if_generation_match=0, checksum="crc32c", **self._call)
+                blob.upload_from_string(
+                    data, CONTENT_TYPE, if_generation_match=generation, checksum="crc32c", **self._call
+                )
             except PreconditionFailed:
-                return self._own_creation(key, blob.metadata[CREATOR])
+                return self._own(key, blob.metadata[CREATOR])
             return self._info(blob)
 
-    def _own_creation(self, key: str, creator: str) -> ObjectInfo:
-        """The object that a request of ours created although its answer was lost; else the name is taken."""
+    def _own(self, key: str, creator: str) -> ObjectInfo | None:
+        """The object that a request of ours wrote although its answer was lost."""
         blob = self._blob(key)
         with suppress(ObjectNotFound), self._errors("get", key):
             blob.reload(**self._call)
-        if (blob.metadata or {}).get(CREATOR) != creator:
-            raise ObjectExists("the name is taken", where=f"{self.uri}/{key}")
-        return self._info(blob)
+        return self._info(blob) if (blob.metadata or {}).get(CREATOR) == creator else None
 
     @contextmanager
     def open_write(self, key: str) -> Iterator[Writer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,14 +47,7 @@ class LocalStore:
         with _storage_errors(path):
             handle = os.open(path, os.O_RDONLY)
             try:
-                found = _regular(os.fstat(handle)).st_mtime_ns
-                if found != generation:
-                    raise CheckpointChanged(
-                        f"the file was replaced while it was in use (modified at {found} ns)",
-                        where=str(path),
-                        expected=f"the file as first seen (modified at {generation} ns)",
-                        next_step="collect again into a new run directory, once the trainer has stopped writing there",
-                    )
+                _require(path, _regular(os.fstat(handle)), generation)
                 _pread_all(handle, offset, buffer, path)
             finally:
                 os.close(handle)
@@ -68,6 +62,20 @@ class LocalStore:
             except FileExistsError:
                 raise ObjectExists("the name is taken", where=str(path)) from None
             return _info(key, os.fstat(stream.fileno()))
+
+    def replace(self, key: str, data: bytes, generation: int) -> ObjectInfo:
+        path = self._path(key)
+        with _storage_errors(path), path.open("r+b") as current:  # NFS locks only what may be written
+            fcntl.flock(current, fcntl.LOCK_EX)  # of the file that is replaced: whoever waited for it finds another one
+            _require(path, _regular(path.stat()), generation)
+            with temporary_file(path) as (temporary, stream):
+                stream.write(data)
+                sync(stream)
+                # File systems' clocks tick every few milliseconds; two files of one tick must differ.
+                newer = max(os.fstat(stream.fileno()).st_mtime_ns, generation + 1)
+                os.utime(stream.fileno(), ns=(newer, newer))
+                temporary.replace(path)
+                return _info(key, os.fstat(stream.fileno()))
 
     @contextmanager
     def open_write(self, key: str) -> Iterator[Writer]:
@@ -119,6 +127,16 @@ def _regular(status: os.stat_result) -> os.stat_result:
     if not S_ISREG(status.st_mode):
         raise FileNotFoundError
     return status
+
+
+def _require(path: Path, status: os.stat_result, generation: int) -> None:
+    if status.st_mtime_ns != generation:
+        raise CheckpointChanged(
+            f"the file was replaced while it was in use (modified at {status.st_mtime_ns} ns)",
+            where=str(path),
+            expected=f"the file as first seen (modified at {generation} ns)",
+            next_step="collect again into a new run directory, once the trainer has stopped writing there",
+        )
 
 
 def _unless_missing(error: OSError) -> None:

@@ -73,6 +73,17 @@ def make_run(folder: Path, *, candidates: float, last_observed: float, targets: 
     }
 
 
+def gives_what_relex_run_gives(params: dict[str, Any]) -> None:
+    """Hold a finished run directory against one that `relex run` fills from the same parameters."""
+    run = Path(params["run_root"])
+    spec = {**params["spec"], **{name: params[name] for name in ("base", "trajectory")}}
+    (run.parent / "spec.json").write_text(json.dumps({**spec, "window": {"t_cut": params["t_cut"]}}))
+    other = run.parent / f"{run.name}-by-relex-run"
+    command = [RELEX_PYTHON, "-m", "relex_core", "run", str(run.parent / "spec.json"), "--out", str(other)]
+    subprocess.run(command, check=True, capture_output=True, cwd=run.parent)
+    in_relex(SAME, str(run), str(other))
+
+
 def hold_back(folder: Path, step: int) -> None:
     """The trainer has not come as far as `step` yet."""
     (folder / LATER).mkdir()

@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from airflow_support import RELEX_PYTHON, environment
+from airflow_support import RELEX_PYTHON, ROOT, environment
+
+sys.path.append(str(ROOT / "tests"))  # what is shared with the other tests, and needs neither torch nor kfp
 
 if find_spec("relex_airflow") and find_spec("kubernetes_validate"):
     # Before airflow is imported: a home that is not this user's.

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_support import DEFERRED, RELEX_PYTHON, SAME, dags_test, go_on, hold_back, in_relex, make_run, states
+from airflow_support import (
+    DEFERRED,
+    RELEX_PYTHON,
+    ROOT,
+    dags_test,
+    gives_what_relex_run_gives,
+    go_on,
+    hold_back,
+    make_run,
+    states,
+)
 
 pytestmark = pytest.mark.usefixtures("relex_reports")
 T_CUT = 8
@@ -54,6 +63,16 @@ def test_the_window_completes_while_the_sensor_is_deferred_and_a_candidate_is_pr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+IMPATIENT = """
+import runpy
+from datetime import timedelta
+
+dag = runpy.run_path("{ready}")["dag"]
+for task in dag.tasks:
+    task.retry_delay = timedelta(seconds=1)
+"""
+"""The ready DAG; a task that failed waits for a second, not for a minute."""
+
 KILLED_ONCE = """#!/bin/sh
 if [ "$3" = fit ] && [ ! -e {folder}/killed ]; then
   touch {folder}/killed
@@ -73,13 +92,12 @@ def test_a_task_that_was_killed_is_tried_again_and_the_result_is_that_of_relex_r
     wrapper = tmp_path / "python"
     wrapper.write_text(KILLED_ONCE.format(folder=tmp_path, python=RELEX_PYTHON))
     wrapper.chmod(0o755)
-    log = run_dag(airflow_home, params, tmp_path, RELEX_PYTHON=str(wrapper))
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags/impatient.py").write_text(IMPATIENT.format(ready=ROOT / "pipelines/dags/relex_dag.py"))
+    changed = {"RELEX_PYTHON": str(wrapper), "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags")}
+    log = run_dag(airflow_home, params, tmp_path, **changed)
     assert "relex fit ended with status -9" in log
     seen = states(airflow_home)
     assert (seen["promote"], seen["keep_observed"]) == ("skipped", "success")
 
-    spec = {**params["spec"], **{name: params[name] for name in ("base", "trajectory")}, "window": {"t_cut": T_CUT}}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [RELEX_PYTHON, "-m", "relex_core", "run", str(tmp_path / "spec.json"), "--out", str(tmp_path / "other")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    in_relex(SAME, str(tmp_path / "run"), str(tmp_path / "other"))
+    gives_what_relex_run_gives(params)
