@@ -277,7 +277,7 @@ def tile_columns(steps: int) -> int:
     tiles end is part of the rounding of the result.
     """
     columns = BLOCK_COLUMNS
-    while columns > 1024 and columns * steps * 4 > 4 * 2**20:
+    while columns > 1024 and columns * steps * 4 > 5 * 2**20:
         columns //= 2
     return columns
 
