@@ -180,9 +180,10 @@ def plan_fit(
 
     row_item = max((ITEM_BYTES[tensor.dtype] for tensor in tensors), default=4)
     base_item = max((ITEM_BYTES[tensor.base_dtype] for tensor in tensors), default=4)
-    # Outside the stripes: float32 tiles and mixed rows of each worker, and the directions of the group in work.
+    # Outside the stripes: float32 tiles and mixed rows of each worker; the directions of two groups, one in work and
+    # one on its way to the storage.
     largest_group = max((_buffered_bytes(group, int(spec.group_size), stored * item) for group in groups), default=0)
-    fixed = resident + largest_group + (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
+    fixed = resident + 2 * largest_group + (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
     columns = MAX_STRIPE_COLUMNS
     while True:
         grams = columns // BLOCK_COLUMNS * steps**2 * 8  # one for each block, until its tensor is done

@@ -45,6 +45,7 @@ class GroupFiles:
         self._store, self._group, self._groups = store, group, groups
         self._dtype, self._metadata = dtype, metadata
         self._alone = len(group.tensors) == 1
+        self._written = ExitStack()
         self._kept: dict[str, list[tuple[PlannedTensor, list[np.ndarray]]]] = {}
         self._state: list[tuple[PlannedTensor, bytes]] = []
 
@@ -56,6 +57,7 @@ class GroupFiles:
                 for piece in directions:
                     for stream, row in zip(streams, piece, strict=True):
                         stream.write(as_bytes(row))
+                self._written = stack.pop_all()
             return
         pieces = list(directions)
         for column, name in enumerate(basis.names):
@@ -66,7 +68,8 @@ class GroupFiles:
             self._state.append((tensor, data))
 
     def finish(self) -> None:
-        """Write what was kept."""
+        """Write what was kept, and let all files appear."""
+        self._written.close()
         for name, kept in self._kept.items():
             with self._writer(name, [tensor for tensor, _ in kept]) as stream:
                 for _, rows in kept:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -106,14 +107,16 @@ def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
             context.plan, visits, context.base, context.observed, context.pool, context.memory, advance, context.rows
         )
         meter = _Meter(context)
-        for group in left:
-            result = _fit_group(context, group, stream, meter)
-            moved_before = total.any()
-            total += sum(result.grams.values())
-            base_square += sum(result.base_squares.values())
-            refuse_another_base(total, base_square, context.manifest.steps, context.manifest.base.uri)
-            if total.any() and not moved_before:  # as soon as the Gram shows it, and again when all of it is there
-                refuse_identical_steps(total, context.manifest)
+        fitted = (_fit_group(context, group, stream) for group in left)
+        # A thread of its own brings finished groups to the storage, while the next one is fitted.
+        with ThreadPoolExecutor(1, thread_name_prefix="store") as background:
+            for result in ordered_map(background, partial(_store_group, context, meter), fitted, ahead=1):
+                moved_before = total.any()
+                total += sum(result.grams.values())
+                base_square += sum(result.base_squares.values())
+                refuse_another_base(total, base_square, context.manifest.steps, context.manifest.base.uri)
+                if total.any() and not moved_before:  # as soon as the Gram shows it, and again when all of it is there
+                    refuse_identical_steps(total, context.manifest)
 
 
 class _Meter:
@@ -131,8 +134,8 @@ class _Meter:
         return spent
 
 
-def _fit_group(context: FitContext, group: Group, stream: WindowStream, meter: _Meter) -> GroupResult:
-    """Fit one group and write its files, the Gram matrices last."""
+def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> tuple[Group, GroupResult, GroupFiles]:
+    """Fit one group; its files have not appeared yet."""
     result = GroupResult(device=context.memory.name)
     written = context.files(group)
     for tensor in group.tensors:
@@ -160,6 +163,12 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream, meter: _
                 stream.done(part)
         else:
             written.add(tensor, basis, _directions(context, again, basis, stream))
+    return group, result, written
+
+
+def _store_group(context: FitContext, meter: _Meter, fitted: tuple[Group, GroupResult, GroupFiles]) -> GroupResult:
+    """Let a group's files appear, the Gram matrices last: they say that the group is finished."""
+    group, result, written = fitted
     written.finish()
     result.seconds, result.bytes_read = meter.spent()
     result.peak_rss_bytes = peak_resident_bytes()

@@ -53,6 +53,9 @@ class TorchMemory:
     def fetch(self, array: Tensor) -> np.ndarray:
         return array.cpu().numpy()  # waits for this thread's stream
 
+    def self_product(self, tile: Tensor) -> Tensor:
+        return torch.mm(tile, tile.T)
+
     def tile_columns(self, steps: int) -> int:
         return BLOCK_COLUMNS  # a device has no use for small tiles
 
