@@ -226,7 +226,7 @@ def test_no_tensor_waits_for_a_buffer_that_it_holds_itself(
 def test_a_tensor_that_just_fits_and_begins_in_another_s_stripe(stripes: int) -> None:
     held = set()
     for budget in range(8, 120, 2):
-        for columns in (2 * BLOCK_COLUMNS, 4 * BLOCK_COLUMNS):
+        for columns in (2 * BLOCK_COLUMNS, 4 * BLOCK_COLUMNS, 6 * BLOCK_COLUMNS):
             tensors = [(10, "F32", "F32"), (stripes * columns, "F32", "F32"), (10, "F32", "F32")]
             plan = enough(tensors, 6, budget * MIB, 2)
             held.add(plan.held(plan.groups[0].tensors[1]))
