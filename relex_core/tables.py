@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from relex_core.dry_run import RunPlan
-from relex_core.fit.artifact import FitArtifact
-from relex_core.inspect import StepReport, TrajectoryReport
-from relex_core.manifest import WindowManifest
-from relex_core.report import ReportFiles
-from relex_core.watch import WatchResult
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every command prints something, few load all of these
     from relex_core.decide import Decision
+    from relex_core.dry_run import RunPlan
     from relex_core.evaluate.decision import HarnessStanding
     from relex_core.evaluate.harness import HarnessResult
     from relex_core.evaluate.results import EvalResult
+    from relex_core.fit.artifact import FitArtifact
+    from relex_core.inspect import StepReport, TrajectoryReport
+    from relex_core.manifest import WindowManifest
+    from relex_core.report import ReportFiles
     from relex_core.run import RunResult
+    from relex_core.watch import WatchResult
 
 
 def table_text(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> str:
