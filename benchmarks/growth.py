@@ -127,7 +127,7 @@ def chart(sweeps: dict[str, list[Point]], path: Path) -> None:
     import altair
 
     titles = {"steps": "T (checkpoints in the window)", "parameters": "parameters"}
-    panels = []
+    log, panels = altair.Scale(type="log", nice=False), []
     for name, points in sweeps.items():
         rows = [
             {name: getattr(p, name), "seconds": seconds, "what": what}
@@ -137,9 +137,13 @@ def chart(sweeps: dict[str, list[Point]], path: Path) -> None:
         panel = altair.Chart(altair.Data(values=rows), width=320, height=240).mark_line(point=True)
         panels.append(
             panel.encode(
-                x=altair.X(f"{name}:Q", scale=altair.Scale(type="log"), title=titles[name]),
-                y=altair.Y("seconds:Q", scale=altair.Scale(type="log"), title="seconds"),
-                color=altair.Color("what:N", title=None, scale=altair.Scale(range=["#1f77b4", "#999999"])),
+                x=altair.X(f"{name}:Q", scale=log, title=titles[name], axis=altair.Axis(format="~s", tickCount=6)),
+                y=altair.Y("seconds:Q", scale=log, title="seconds", axis=altair.Axis(format="~g", tickCount=6)),
+                color=altair.Color(
+                    "what:N",
+                    title=None,
+                    scale=altair.Scale(domain=["relex fit", "plain pread"], range=["#1f77b4", "#999999"]),
+                ),
             )
         )
     altair.hconcat(*panels).save(str(path), scale_factor=2)
