@@ -74,7 +74,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-DEFAULT = (3.0, 2.0, 0.012)
+DEFAULT = (12.8, 3.37, 0.0128)
+"""Measured on two cores of an AMD EPYC (docs/performance.md)."""
 
 
 def plan_of(arguments: argparse.Namespace) -> FitPlan:
