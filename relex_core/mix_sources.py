@@ -50,7 +50,9 @@ class Columns:
     def __init__(self, run: str, fit: FitArtifact) -> None:
         store = open_store(run)
         listed = list(store.list("fit"))
-        self._readers = {column: _column_reader(store, column, listed, fit) for column in (*fit.columns, STATE_COLUMN)}
+        self._readers = {
+            column: stored_reader(store, f"fit/{column}-", listed, fit) for column in (*fit.columns, STATE_COLUMN)
+        }
 
     def __getitem__(self, column: str) -> TensorReader:
         return self._readers[column]
@@ -137,8 +139,13 @@ def read_piece(reader: Reader, piece: MixedPiece) -> np.ndarray:
     return buffer.view(NUMPY_DTYPES[dtype])
 
 
-def _column_reader(store: Store, column: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
-    files = [info for info in listed if info.name.startswith(f"fit/{column}-")]
+def stored_reader(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
+    """The tensors of a fit's files whose names start with a prefix.
+
+    Raises:
+        DataError: a file belongs to another fit.
+    """
+    files = [info for info in listed if info.name.startswith(prefix)]
     for info in files:
         if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
             raise DataError(
@@ -146,7 +153,7 @@ def _column_reader(store: Store, column: str, listed: Sequence[ObjectInfo], fit:
                 where=join_uri(store.uri, info.name),
                 next_step="delete RUN/fit and run relex fit again",
             )
-    return open_files_reader(f"stored {column}", store, files)
+    return open_files_reader(f"stored {prefix}", store, files)
 
 
 def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, float]:

@@ -26,7 +26,7 @@ from relex_core.collect import load_spec_of
 from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
 from relex_core.fit.basis import Basis, decompose, stored_basis
-from relex_core.fit.checks import refuse_another_base, refuse_identical_steps
+from relex_core.fit.checks import FittedSoFar
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
@@ -115,7 +115,7 @@ def _fit_left(context: AdapterFit, groups: Sequence[Group]) -> None:
     """Fit those of `groups` that no earlier run has finished."""
     left = [group for group in groups if finished_group(context.store, context.groups, group, context.key) is None]
     tensors = [tensor for group in left for tensor in group.tensors]
-    total, base_square = np.zeros((len(context.observed),) * 2), 0.0
+    so_far = FittedSoFar(context.manifest)
     with (
         progress("fit", sum(tensor.numel for tensor in tensors), unit="weights") as advance,
         ThreadPoolExecutor(context.workers, thread_name_prefix="fit") as pool,
@@ -128,12 +128,7 @@ def _fit_left(context: AdapterFit, groups: Sequence[Group]) -> None:
             started, read = time.monotonic(), context.bytes_read
             write_grams(context.store, layout.group_gram(group.number, len(context.groups)), result, context.key)
             advance(sum(tensor.numel for tensor in group.tensors))
-            moved_before = total.any()
-            total += sum(result.grams.values())
-            base_square += sum(result.base_squares.values())
-            refuse_another_base(total, base_square, context.manifest.steps, context.manifest.base.uri)
-            if total.any() and not moved_before:  # as soon as the Gram shows it, and again when all of it is there
-                refuse_identical_steps(total, context.manifest)
+            so_far.add(result)
 
 
 def _write_group(context: AdapterFit, group: Group, fitted: Iterator[FittedTensor]) -> GroupResult:

@@ -10,6 +10,7 @@ from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
 from relex_core.collect import identical_steps
 from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
+from relex_core.fit.files import GroupResult
 from relex_core.fit.stream import Part
 from relex_core.manifest import CheckpointRecord, WindowManifest
 
@@ -51,6 +52,27 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
         expected="deltas of a training run",
         next_step="check that the base and the checkpoints belong together",
     )
+
+
+class FittedSoFar:
+    """The sum of the groups fitted so far; what it shows to be wrong is refused as soon as it shows it."""
+
+    def __init__(self, manifest: WindowManifest) -> None:
+        self._manifest = manifest
+        self._gram, self._base_square = np.zeros((len(manifest.steps),) * 2), 0.0
+
+    def add(self, result: GroupResult) -> None:
+        """Take one group more.
+
+        Raises:
+            WindowError: two steps hold identical weights, or this is not the base that the run started from.
+        """
+        moved_before = self._gram.any()
+        self._gram += sum(result.grams.values())
+        self._base_square += sum(result.base_squares.values())
+        refuse_another_base(self._gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
+        if self._gram.any() and not moved_before:  # the merge looks again, when all of it is there
+            refuse_identical_steps(self._gram, self._manifest)
 
 
 def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[int], base: str) -> None:

@@ -23,7 +23,7 @@ from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_w
 from relex_core.collect import load_spec_of
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, decompose, stored_basis
-from relex_core.fit.checks import refuse_another_base, refuse_identical_steps, refuse_non_finite
+from relex_core.fit.checks import FittedSoFar, refuse_non_finite
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
 from relex_core.fit.gram import mix
@@ -100,7 +100,7 @@ def _open_readers(manifest: WindowManifest) -> tuple[Reader, tuple[Reader, ...]]
 def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
     """Fit those of `groups` that no earlier run has finished."""
     left = [group for group in groups if finished_group(context.store, context.plan.groups, group, context.key) is None]
-    total, base_square = np.zeros((context.plan.steps, context.plan.steps)), 0.0
+    so_far = FittedSoFar(context.manifest)
     with progress("fit", sum(map(context.plan.group_bytes, left)), unit="bytes") as advance:
         visits = (visit for group in left for visit in context.plan.visits(group))
         stream = WindowStream(
@@ -111,12 +111,7 @@ def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
         # A thread of its own brings finished groups to the storage, while the next one is fitted.
         with ThreadPoolExecutor(1, thread_name_prefix="store") as background:
             for result in ordered_map(background, partial(_store_group, context, meter), fitted, ahead=1):
-                moved_before = total.any()
-                total += sum(result.grams.values())
-                base_square += sum(result.base_squares.values())
-                refuse_another_base(total, base_square, context.manifest.steps, context.manifest.base.uri)
-                if total.any() and not moved_before:  # as soon as the Gram shows it, and again when all of it is there
-                    refuse_identical_steps(total, context.manifest)
+                so_far.add(result)
 
 
 class _Meter:

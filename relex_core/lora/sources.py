@@ -17,8 +17,8 @@ import numpy as np
 
 from relex_core.candidate import Output
 from relex_core.checkpoints.contents import TensorInfo
-from relex_core.checkpoints.reader import Piece, TensorReader, open_files_reader
-from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES, read_header
+from relex_core.checkpoints.reader import Piece, TensorReader
+from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.dtypes import decode, encode
 from relex_core.errors import DataError, SpecError
 from relex_core.fit.adapter_files import LEFT, RIGHT
@@ -28,12 +28,10 @@ from relex_core.guidance import Guidance
 from relex_core.lora.factors import LowRank, added, nothing, projected
 from relex_core.lora.window import StepAdapter, open_adapter, read_elements, read_whole
 from relex_core.manifest import WindowManifest
+from relex_core.mix_sources import PIECE, stored_reader
 from relex_core.mixes import Mix
 from relex_core.recipes import Recipe
-from relex_core.storage import ObjectInfo, Store, join_uri, open_store
-
-PIECE = 1024 * 1024
-"""Weights that are mixed at a time."""
+from relex_core.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,8 @@ class AdapterSources:
         self._fit, self._base, self._guidance = fit, base, guidance
         store = open_store(run)
         listed = list(store.list("fit"))
-        self._factors = {c: _stored(store, f"fit/{c}.factors-", listed, fit) for c in fit.columns}
-        self._directions = {c: _stored(store, f"fit/{c}-", listed, fit) for c in fit.columns}
+        self._factors = {c: stored_reader(store, f"fit/{c}.factors-", listed, fit) for c in fit.columns}
+        self._directions = {c: stored_reader(store, f"fit/{c}-", listed, fit) for c in fit.columns}
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
         self._observed: dict[int, StepAdapter] = {}
         self._opening = Lock()
@@ -189,15 +187,3 @@ def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.nda
             next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
         )
     return data
-
-
-def _stored(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:
-    files = [info for info in listed if info.name.startswith(prefix)]
-    for info in files:
-        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
-            raise DataError(
-                "a stored direction belongs to another fit",
-                where=join_uri(store.uri, info.name),
-                next_step="delete RUN/fit and run relex fit again",
-            )
-    return open_files_reader(f"stored {prefix}", store, files)
