@@ -63,7 +63,7 @@ def test_the_window_completes_while_the_sensor_is_deferred_and_a_candidate_is_pr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-IMPATIENT = """
+IMPATIENT = """# Airflow reads only files in which both its name and "dag" occur.
 import runpy
 from datetime import timedelta
 
