@@ -210,8 +210,12 @@ def test_nearly_identical_steps_are_not_refused(tmp_path: Path) -> None:
 def test_another_base_is_refused(tmp_path: Path) -> None:
     base = random_base()
     states = random_walk(random_base(seed=99), STEPS, size=1e-4)
+    run = write_run(tmp_path, base, states, fit={"group_size": 1})
     with pytest.raises(WindowError, match="not the base that the run started from"):
-        fit(write_run(tmp_path, base, states))
+        fit_shard(run, 1, 1)  # while it goes on, not only when all is there
+    assert len(list(Path(run, "fit").glob("gram-*"))) < len(base), "hours of reading after it was known"
+    with pytest.raises(WindowError, match="not the base that the run started from"):
+        fit(run)
 
 
 def test_a_base_far_away_but_reached_by_training_is_not_refused(tmp_path: Path) -> None:
