@@ -15,13 +15,13 @@ from relex_core.fit.memory import HostMemory, Memory
 from relex_core.fit.torch_memory import TORCH_DTYPES, TorchMemory
 from relex_core.plan import BLOCK_COLUMNS, tile_columns
 
-MEMORIES = [HostMemory(), TorchMemory(torch.device("cpu"))]
+MEMORIES = [HostMemory(), HostMemory(compiled=False), TorchMemory(torch.device("cpu"))]
 TO_NUMPY = {there: here for here, there in TORCH_DTYPES.items()}
 
 
-@pytest.fixture(params=MEMORIES, ids=["numpy", "torch"])
+@pytest.fixture(params=MEMORIES, ids=["compiled", "numpy", "torch"])
 def memory(request: pytest.FixtureRequest) -> Memory:
-    """The same arithmetic on numpy arrays and on torch tensors, as on a device."""
+    """The same arithmetic compiled, on numpy arrays, and on torch tensors, as on a device."""
     found: Memory = request.param
     return found
 

@@ -41,6 +41,7 @@ ORDER = (
     "fit.artifact",
     "plan",
     "dtypes",
+    "kernels",
     "lora",
     "fit",
     "forecast",

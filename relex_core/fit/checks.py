@@ -31,9 +31,9 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     """Name the step and tensor of a value that spoiled a Gram matrix.
 
     Raises:
-        DataError: the part's Gram matrix is not finite.
+        DataError: the part's Gram matrix is not finite; or the base is not, and the part moved.
     """
-    if part.grams is None or np.isfinite(part.grams).all():
+    if part.grams is None or (np.isfinite(part.grams).all() and (_finite_base(part) or not part.grams.any())):
         return
     name = part.segment.tensor.name
     if not finite(part.base):
@@ -52,6 +52,11 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
         expected="deltas of a training run",
         next_step="check that the base and the checkpoints belong together",
     )
+
+
+def _finite_base(part: Part) -> bool:
+    """Columns that never changed may be left out of a Gram matrix, and with them a NaN that the base has too."""
+    return part.base_squares is None or bool(np.isfinite(part.base_squares).all())
 
 
 class FittedSoFar:

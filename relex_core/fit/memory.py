@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from relex_core.kernels import Kernels, compiled_library
 from relex_core.plan import tile_columns
 
 Array = Any
@@ -42,14 +43,24 @@ class Memory(Protocol):
     def tile_columns(self, steps: int) -> int:
         """Columns of a tile."""
 
+    def kernels(self, steps: int) -> Kernels | None:
+        """Compiled kernels with scratch memory for one thread, where arrays lie so that they can be used."""
+
     def in_order(self) -> AbstractContextManager[object]:
         """Within it, what this thread asks for is done in order, beside what other threads ask for."""
 
 
 class HostMemory:
-    """numpy, on the CPU: nothing moves."""
+    """numpy, on the CPU: nothing moves.
+
+    Args:
+        compiled: use the compiled kernels where they are installed.
+    """
 
     name = "cpu"
+
+    def __init__(self, compiled: bool = True) -> None:
+        self._library = compiled_library() if compiled else None
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.empty(shape, dtype)
@@ -72,6 +83,9 @@ class HostMemory:
 
     def tile_columns(self, steps: int) -> int:
         return tile_columns(steps)
+
+    def kernels(self, steps: int) -> Kernels | None:
+        return Kernels(self._library, steps) if self._library else None
 
     def in_order(self) -> AbstractContextManager[object]:
         return nullcontext()

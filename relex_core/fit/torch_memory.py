@@ -59,6 +59,9 @@ class TorchMemory:
     def tile_columns(self, steps: int) -> int:
         return BLOCK_COLUMNS  # a device has no use for small tiles
 
+    def kernels(self, steps: int) -> None:
+        return None
+
     def in_order(self) -> AbstractContextManager[object]:
         if self._device.type != "cuda":
             return nullcontext()

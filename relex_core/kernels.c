@@ -1,0 +1,300 @@
+/* The fit's arithmetic on CPUs: Gram matrices and mixed directions of the deltas D_t = W_t - W_0 of one stripe.
+
+   BLAS is made for large matrices; a stripe has few rows (T, the steps) and many columns (weights). Here
+
+       stored weights -> float32 deltas of TILE columns, which stay in the cache -> products, 3 x 4 rows at a time
+
+   and columns in which no step differs from the base are left out where they are many: reinforcement learning in
+   bfloat16 changes few weights. Products are float32 within a tile, sums over tiles float64. kernels.py is the caller
+   and says what the arguments are. For GCC or clang; where neither was there when relex was installed, numpy does the
+   same in twice the time. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum dtype { BF16, F16, F32 }; /* kernels.py numbers them in this order */
+
+enum {
+    LANES = 8,          /* floats of a vector: AVX2's registers; where they are shorter, the compiler splits them */
+    TILE = 512,         /* columns: a row is 2 KiB, so that the seven rows of a product stay in L1 */
+    PITCH = TILE + 16,  /* floats from one row of a tile to the next: not a power of two, which would share cache sets */
+    ROWS = 3, COLUMNS = 4, /* of a product: 12 sums and 4 operands are the 16 registers of AVX2 */
+    GRANULE = 12,       /* rows of a tile are a multiple of both */
+    FEW = 3,            /* columns are picked one by one where at most 1/FEW of them changed: else that takes longer */
+};
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float half_vector __attribute__((vector_size(2 * LANES), aligned(4)));
+
+/* ---- stored weights ---- */
+
+INLINE float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE float from_bfloat16(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
+
+INLINE float from_float16(uint16_t bits) {
+    const uint32_t shifted = (uint32_t)(bits & 0x7fff) << 13, exponent = shifted & 0x0f800000;
+    const uint32_t normal = shifted + (112u << 23);
+    const float subnormal = from_bits(normal + (1u << 23)) - from_bits(113u << 23);
+    const float finite = exponent ? from_bits(normal) : subnormal;
+    const float magnitude = exponent == 0x0f800000 ? from_bits(normal + (112u << 23)) : finite; /* infinities, NaN */
+    return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+INLINE ptrdiff_t item_bytes(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
+
+INLINE float weight(const char *row, ptrdiff_t i, enum dtype dtype) {
+    if (dtype == F32) return ((const float *)row)[i];
+    const uint16_t bits = ((const uint16_t *)row)[i];
+    return dtype == BF16 ? from_bfloat16(bits) : from_float16(bits);
+}
+
+/* Calls a function with its last argument, a dtype, as a constant: then its loops are vector code. */
+#define FOR_DTYPE(dtype, call, ...) \
+    do { \
+        if (dtype == BF16) call(__VA_ARGS__, BF16); \
+        else if (dtype == F16) call(__VA_ARGS__, F16); \
+        else call(__VA_ARGS__, F32); \
+    } while (0)
+
+INLINE void widen(const char *row, ptrdiff_t n, float *restrict out, enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < n; i++) out[i] = weight(row, i, dtype);
+}
+
+INLINE void subtract(const char *row, const float *restrict base, ptrdiff_t n, float *restrict out, enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < n; i++) out[i] = weight(row, i, dtype) - base[i];
+}
+
+INLINE void subtract_at(const char *row, const float *restrict base, const uint16_t *restrict columns, ptrdiff_t count,
+                        float *restrict out, enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < count; i++) out[i] = weight(row, columns[i], dtype) - base[columns[i]];
+}
+
+/* ---- columns that changed ---- */
+
+INLINE uint32_t bits_of(const char *row, ptrdiff_t i, enum dtype dtype) {
+    return dtype == F32 ? ((const uint32_t *)row)[i] : ((const uint16_t *)row)[i];
+}
+
+/* Notes the columns in which one of four rows differs from the base, bit by bit. */
+INLINE void note_changes(const char *const rows[4], const char *base, ptrdiff_t n, uint16_t *restrict changed,
+                         enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const uint32_t was = bits_of(base, i, dtype);
+        const uint32_t differ = (bits_of(rows[0], i, dtype) ^ was) | (bits_of(rows[1], i, dtype) ^ was)
+                              | (bits_of(rows[2], i, dtype) ^ was) | (bits_of(rows[3], i, dtype) ^ was);
+        changed[i] |= (uint16_t)(dtype == F32 ? differ | differ >> 16 : differ);
+    }
+}
+
+INLINE int count_changes(const uint16_t *changed, ptrdiff_t n) {
+    int count = 0;
+    for (ptrdiff_t i = 0; i < n; i++) count += changed[i] != 0;
+    return count;
+}
+
+INLINE void list_changes(const uint16_t *changed, ptrdiff_t n, uint16_t *restrict columns) {
+    for (ptrdiff_t i = 0, count = 0; i < n; i++) {
+        columns[count] = (uint16_t)i;
+        count += changed[i] != 0;
+    }
+}
+
+/* ---- products ---- */
+
+INLINE vector load(const float *at) { return *(const vector *)at; }
+
+INLINE double sum(vector lanes) {
+    half_vector halves[2];
+    memcpy(halves, &lanes, sizeof halves);
+    const half_vector half = halves[0] + halves[1];
+    return (double)((half[0] + half[1]) + (half[2] + half[3]));
+}
+
+/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums, and fetches what the next tile is made of. */
+INLINE void multiply(const float *a, const float *b, ptrdiff_t n, double *sums, ptrdiff_t pitch, const char *next) {
+    vector products[ROWS][COLUMNS] = {0};
+    for (ptrdiff_t k = 0; k < n; k += LANES) {
+        vector left[ROWS];
+        if (next && k % 32 == 0) __builtin_prefetch(next + 2 * k);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) left[i] = load(a + i * PITCH + k);
+#pragma GCC unroll 8
+        for (int j = 0; j < COLUMNS; j++) {
+            const vector right = load(b + j * PITCH + k);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; i++) products[i][j] += left[i] * right;
+        }
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLUMNS; j++) sums[i * pitch + j] += sum(products[i][j]);
+}
+
+/* T rows of weights, and the base's. */
+struct stripe {
+    const char *rows, *base;
+    ptrdiff_t stride, steps, columns; /* bytes from row to row; T; weights */
+    enum dtype dtype, base_dtype;
+};
+
+struct scratch {
+    double *sums;     /* rows x rows; the lower triangle counts */
+    float *tile;      /* rows x PITCH: deltas of columns, not always neighbours */
+    ptrdiff_t rows;   /* steps, rounded up to GRANULE; those beyond the steps stay zero */
+    ptrdiff_t filled; /* columns of the tile */
+    float base[TILE];
+    uint16_t changed[TILE], at[TILE]; /* of the columns in work: not zero where one changed; which ones did */
+};
+
+INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following) {
+    const ptrdiff_t n = (own->filled + LANES - 1) / LANES * LANES;
+    ptrdiff_t fetched = 0;
+    for (ptrdiff_t t = 0; t < in->steps; t++)
+        for (ptrdiff_t k = own->filled; k < n; k++) own->tile[t * PITCH + k] = 0;
+    for (ptrdiff_t i = 0; i < in->steps; i += ROWS)
+        for (ptrdiff_t j = 0; j < i + ROWS && j < in->steps; j += COLUMNS) {
+            const char *next = NULL;
+            if (fetched < in->steps && following < in->columns)
+                next = in->rows + fetched++ * in->stride + following * item_bytes(in->dtype);
+            multiply(own->tile + i * PITCH, own->tile + j * PITCH, n, own->sums + i * own->rows + j, own->rows, next);
+        }
+    own->filled = 0;
+}
+
+/* Finds the changed columns of a chunk of n; returns how many there are, or n where it is not worth picking them. */
+INLINE ptrdiff_t pick(struct scratch *own, const struct stripe *in, const char *rows, const char *base, ptrdiff_t n) {
+    if (in->dtype != in->base_dtype) return n;
+    memset(own->changed, 0, sizeof own->changed);
+    ptrdiff_t count = 0;
+    for (ptrdiff_t t = in->steps; t > 0 && FEW * count <= n; t -= 4) { /* newest first: they tell of most changes */
+        const char *four[4]; /* where there are no more than that, the first step again */
+        for (ptrdiff_t i = 0; i < 4; i++) four[i] = rows + (t - 1 - i > 0 ? t - 1 - i : 0) * in->stride;
+        FOR_DTYPE(in->dtype, note_changes, four, base, n, own->changed);
+        count = count_changes(own->changed, n);
+    }
+    if (FEW * count > n) return n;
+    list_changes(own->changed, n, own->at);
+    return count;
+}
+
+/* Puts the deltas of columns [start, start + n) into the tile, after multiplying it if it has no room for them. */
+INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t n) {
+    const char *rows = in->rows + start * item_bytes(in->dtype);
+    const ptrdiff_t count = pick(own, in, rows, in->base + start * item_bytes(in->base_dtype), n);
+    if (own->filled + count > TILE) multiply_tile(own, in, start);
+    for (ptrdiff_t t = 0; t < in->steps; t++) {
+        float *out = own->tile + t * PITCH + own->filled;
+        const char *row = rows + t * in->stride;
+        if (count < n) FOR_DTYPE(in->dtype, subtract_at, row, own->base, own->at, count, out);
+        else FOR_DTYPE(in->dtype, subtract, row, own->base, n, out);
+    }
+    own->filled += count;
+}
+
+INLINE double square_sum(const float *base, ptrdiff_t n) {
+    vector squares = {0};
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) squares += load(base + i) * load(base + i);
+    double rest = 0;
+    for (; i < n; i++) rest += (double)base[i] * base[i];
+    return sum(squares) + rest;
+}
+
+INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, struct scratch *own) {
+    const ptrdiff_t steps = in->steps;
+    for (ptrdiff_t start = 0; start < in->columns; start += block, grams += steps * steps, squares++) {
+        const ptrdiff_t stop = start + block < in->columns ? start + block : in->columns;
+        memset(own->sums, 0, sizeof(double) * (size_t)(own->rows * own->rows));
+        *squares = 0;
+        for (ptrdiff_t at = start; at < stop; at += TILE) {
+            const ptrdiff_t n = at + TILE < stop ? TILE : stop - at;
+            FOR_DTYPE(in->base_dtype, widen, in->base + at * item_bytes(in->base_dtype), n, own->base);
+            *squares += square_sum(own->base, n);
+            add_deltas(own, in, at, n);
+        }
+        multiply_tile(own, in, stop);
+        for (ptrdiff_t i = 0; i < steps; i++)
+            for (ptrdiff_t j = 0; j <= i; j++)
+                grams[i * steps + j] = grams[j * steps + i] = own->sums[i * own->rows + j];
+    }
+}
+
+/* ---- directions ---- */
+
+INLINE void add_weighted(const char *const rows[COLUMNS], const float *restrict base, const float weights[COLUMNS],
+                         ptrdiff_t n, float *restrict out, enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < n; i++)
+        out[i] += ((weight(rows[0], i, dtype) - base[i]) * weights[0] + (weight(rows[1], i, dtype) - base[i]) * weights[1])
+                + ((weight(rows[2], i, dtype) - base[i]) * weights[2] + (weight(rows[3], i, dtype) - base[i]) * weights[3]);
+}
+
+INLINE void mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
+    float base[TILE];
+    for (ptrdiff_t at = 0; at < in->columns; at += TILE) {
+        const ptrdiff_t n = at + TILE < in->columns ? TILE : in->columns - at;
+        FOR_DTYPE(in->base_dtype, widen, in->base + at * item_bytes(in->base_dtype), n, base);
+        for (ptrdiff_t direction = 0; direction < directions; direction++) {
+            float *direction_out = out + direction * in->columns + at;
+            memset(direction_out, 0, sizeof(float) * (size_t)n);
+            for (ptrdiff_t t = 0; t < in->steps; t += COLUMNS) {
+                const char *rows[COLUMNS];
+                float some[COLUMNS];
+                for (ptrdiff_t i = 0; i < COLUMNS; i++) { /* beyond the last row: the last once more, with weight 0 */
+                    const ptrdiff_t row = t + i < in->steps ? t + i : in->steps - 1;
+                    rows[i] = in->rows + row * in->stride + at * item_bytes(in->dtype);
+                    some[i] = t + i < in->steps ? weights[direction * in->steps + row] : 0;
+                }
+                FOR_DTYPE(in->dtype, add_weighted, rows, base, some, n, direction_out);
+            }
+        }
+    }
+}
+
+/* ---- what kernels.py calls: the same code compiled for AVX2 and for what every processor has ---- */
+
+#if defined __x86_64__ && !defined PORTABLE
+#define AVX2 __attribute__((target("avx2,fma")))
+AVX2 static void gram_blocks_avx2(const struct stripe *in, ptrdiff_t block, double *grams, double *squares,
+                                  struct scratch *own) {
+    gram_blocks(in, block, grams, squares, own);
+}
+AVX2 static void mix_avx2(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
+    mix(in, weights, directions, out);
+}
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#else
+#define gram_blocks_avx2 gram_blocks
+#define mix_avx2 mix
+static int has_avx2(void) { return 0; }
+#endif
+
+static ptrdiff_t padded(ptrdiff_t steps) { return (steps + GRANULE - 1) / GRANULE * GRANULE; }
+
+ptrdiff_t relex_scratch_bytes(ptrdiff_t steps) {
+    const ptrdiff_t rows = padded(steps);
+    return (ptrdiff_t)sizeof(struct scratch) + rows * rows * (ptrdiff_t)sizeof(double)
+         + rows * PITCH * (ptrdiff_t)sizeof(float);
+}
+
+/* scratch: relex_scratch_bytes(in->steps), zero before its first use. */
+void relex_block_grams(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, void *scratch) {
+    struct scratch *own = scratch;
+    own->rows = padded(in->steps);
+    own->sums = (double *)(own + 1);
+    own->tile = (float *)(own->sums + own->rows * own->rows);
+    own->filled = 0;
+    if (has_avx2()) gram_blocks_avx2(in, block, grams, squares, own);
+    else gram_blocks(in, block, grams, squares, own);
+}
+
+void relex_mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
+    if (has_avx2()) mix_avx2(in, weights, directions, out);
+    else mix(in, weights, directions, out);
+}

@@ -1,0 +1,103 @@
+"""The compiled arithmetic of the fit (kernels.c): Gram matrices and directions from stored weights in one pass.
+
+It was compiled when relex was installed, if there was a C compiler; it needs nothing of Python, so ctypes calls it,
+without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+
+from relex_core.dtypes import NUMPY_DTYPES
+
+# In the order of `enum dtype`.
+_DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F16", "F32"))}
+
+
+class _Stripe(ctypes.Structure):
+    """`struct stripe`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("base", ctypes.c_void_p),
+        ("stride", ctypes.c_ssize_t),
+        ("steps", ctypes.c_ssize_t),
+        ("columns", ctypes.c_ssize_t),
+        ("dtype", ctypes.c_int),
+        ("base_dtype", ctypes.c_int),
+    )
+
+
+class Kernels:
+    """The kernels, with the scratch memory of one thread.
+
+    Args:
+        library: from `compiled_library`.
+        steps: T.
+    """
+
+    def __init__(self, library: ctypes.CDLL, steps: int) -> None:
+        self._library, self._steps = library, steps
+        self._scratch = np.zeros(library.relex_scratch_bytes(steps), np.uint8)
+
+    def take(self, slices: np.ndarray, base: np.ndarray) -> bool:
+        """Whether these dtypes are among those that were compiled (float64 is not), and rows in one piece."""
+        known = slices.dtype in _DTYPES and base.dtype in _DTYPES
+        return known and slices.strides[1] == slices.itemsize and base.strides[0] == base.itemsize
+
+    def block_grams(self, slices: np.ndarray, base: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `relex_core.fit.gram.block_grams`: (Gram matrices "b T T", squared norms of the base "b"), float64.
+
+        Args:
+            slices: "T n".
+            base: "n".
+            block: columns of a block.
+        """
+        blocks = -(-slices.shape[1] // block)
+        grams, squares = np.empty((blocks, self._steps, self._steps)), np.empty(blocks)
+        self._library.relex_block_grams(
+            _stripe(slices, base), block, grams.ctypes.data, squares.ctypes.data, self._scratch.ctypes.data
+        )
+        return grams, squares
+
+    def mix(self, slices: np.ndarray, base: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """As `relex_core.fit.gram.mix`: directions "r n", float32.
+
+        Args:
+            slices: "T n".
+            base: "n".
+            weights: "r T", float32, contiguous.
+        """
+        mixed = np.empty((len(weights), slices.shape[1]), np.float32)
+        self._library.relex_mix(_stripe(slices, base), weights.ctypes.data, len(weights), mixed.ctypes.data)
+        return mixed
+
+
+@cache
+def compiled_library() -> ctypes.CDLL | None:
+    """The compiled kernels.c; None where relex was installed without a C compiler."""
+    candidates = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        return None
+    return declare(ctypes.CDLL(str(found)))
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the signatures of kernels.c."""
+    address, size = ctypes.c_void_p, ctypes.c_ssize_t
+    library.relex_scratch_bytes.argtypes, library.relex_scratch_bytes.restype = (size,), size
+    library.relex_block_grams.argtypes = (ctypes.POINTER(_Stripe), size, address, address, address)
+    library.relex_mix.argtypes = (ctypes.POINTER(_Stripe), address, size, address)
+    library.relex_block_grams.restype = library.relex_mix.restype = None
+    return library
+
+
+def _stripe(slices: np.ndarray, base: np.ndarray) -> _Stripe:
+    dtypes = _DTYPES[slices.dtype], _DTYPES[base.dtype]
+    return _Stripe(slices.ctypes.data, base.ctypes.data, slices.strides[0], *slices.shape, *dtypes)
