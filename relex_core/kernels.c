@@ -1,4 +1,5 @@
-/* The fit's arithmetic on CPUs: Gram matrices and mixed directions of the deltas D_t = W_t - W_0 of one stripe.
+/* The arithmetic of fit and extrapolate on CPUs. For a stripe of the window with its deltas D_t = W_t - W_0: Gram matrices
+   and mixed directions; for a candidate: base and directions added up.
 
    BLAS is made for large matrices; a stripe has few rows (T, the steps) and many columns (weights). Here
 
@@ -257,6 +258,46 @@ INLINE void mix(const struct stripe *in, const float *weights, ptrdiff_t directi
     }
 }
 
+/* ---- candidates ---- */
+
+/* Values that are added with a coefficient; an observed step counts as its delta. */
+struct term {
+    const char *values;
+    enum dtype dtype;
+    int is_step;
+    float coefficient;
+};
+
+INLINE void add_scaled(const char *row, const float *restrict base, float coefficient, ptrdiff_t n, float *restrict out,
+                       enum dtype dtype) {
+    for (ptrdiff_t i = 0; i < n; i++) out[i] += (weight(row, i, dtype) - base[i]) * coefficient;
+}
+
+INLINE uint16_t to_bfloat16(float value) { /* to nearest, ties to even; what is too large becomes infinite */
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), not_a_number = bits | 0x00400000;
+    return (uint16_t)(((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded) >> 16);
+}
+
+INLINE void add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count,
+                      char *out, enum dtype dtype) {
+    static const float nothing[TILE];
+    for (ptrdiff_t at = 0; at < n; at += TILE) {
+        const ptrdiff_t m = at + TILE < n ? TILE : n - at;
+        float from[TILE], sums[TILE] = {0};
+        FOR_DTYPE(base_dtype, widen, base + at * item_bytes(base_dtype), m, from);
+        for (const struct term *term = terms; term < terms + count; term++) {
+            const char *values = term->values + at * item_bytes(term->dtype);
+            FOR_DTYPE(term->dtype, add_scaled, values, term->is_step ? from : nothing, term->coefficient, m, sums);
+        }
+        if (dtype == F32)
+            for (ptrdiff_t i = 0; i < m; i++) ((float *)out)[at + i] = sums[i] + from[i];
+        else
+            for (ptrdiff_t i = 0; i < m; i++) ((uint16_t *)out)[at + i] = to_bfloat16(sums[i] + from[i]);
+    }
+}
+
 /* ---- what kernels.py calls: the same code compiled for AVX2 and for what every processor has ---- */
 
 #if defined __x86_64__ && !defined PORTABLE
@@ -268,10 +309,15 @@ AVX2 static void gram_blocks_avx2(const struct stripe *in, ptrdiff_t block, doub
 AVX2 static void mix_avx2(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
     mix(in, weights, directions, out);
 }
+AVX2 static void add_terms_avx2(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms,
+                                ptrdiff_t count, char *out, enum dtype dtype) {
+    add_terms(base, base_dtype, n, terms, count, out, dtype);
+}
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #else
 #define gram_blocks_avx2 gram_blocks
 #define mix_avx2 mix
+#define add_terms_avx2 add_terms
 static int has_avx2(void) { return 0; }
 #endif
 
@@ -297,4 +343,11 @@ void relex_block_grams(const struct stripe *in, ptrdiff_t block, double *grams, 
 void relex_mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
     if (has_avx2()) mix_avx2(in, weights, directions, out);
     else mix(in, weights, directions, out);
+}
+
+/* out: of BF16 or F32. */
+void relex_add_terms(const char *base, int base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count,
+                     char *out, int dtype) {
+    if (has_avx2()) add_terms_avx2(base, base_dtype, n, terms, count, out, dtype);
+    else add_terms(base, base_dtype, n, terms, count, out, dtype);
 }

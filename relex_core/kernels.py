@@ -1,4 +1,4 @@
-"""The compiled arithmetic of the fit (kernels.c): Gram matrices and directions from stored weights in one pass.
+"""The compiled arithmetic of fit and extrapolate (kernels.c), from stored weights in one pass.
 
 It was compiled when relex was installed, if there was a C compiler; it needs nothing of Python, so ctypes calls it,
 without the interpreter's lock.
@@ -7,6 +7,8 @@ without the interpreter's lock.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -78,6 +80,51 @@ class Kernels:
         return mixed
 
 
+@dataclass(frozen=True)
+class Part:
+    """What `add_parts` adds to a base."""
+
+    values: np.ndarray
+    coefficient: float
+    is_step: bool
+    """An observed step: its delta counts."""
+
+
+class _Term(ctypes.Structure):
+    """`struct term`."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        ("is_step", ctypes.c_int),
+        ("coefficient", ctypes.c_float),
+    )
+
+
+def can_add(sources: Iterable[np.ndarray], results: Iterable[np.ndarray]) -> bool:
+    """Whether `add_parts` can read these sources and write these results; arrays "n"."""
+    written = {NUMPY_DTYPES["BF16"], NUMPY_DTYPES["F32"]}
+    return all(result.dtype in written for result in results) and all(
+        source.dtype in _DTYPES and source.flags.c_contiguous for source in sources
+    )
+
+
+def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out: np.ndarray) -> None:
+    """out = base + Σ coefficient · values, with float32 sums, rounded to nearest, ties to even.
+
+    Args:
+        base: "n", as all arrays.
+        parts: arrays and float32 coefficients.
+        out: is written.
+    """
+    terms = (_Term * len(parts))(
+        *(_Term(p.values.ctypes.data, _DTYPES[p.values.dtype], p.is_step, p.coefficient) for p in parts)
+    )
+    library.relex_add_terms(
+        *(base.ctypes.data, _DTYPES[base.dtype], len(base), terms, len(parts)), out.ctypes.data, _DTYPES[out.dtype]
+    )
+
+
 @cache
 def compiled_library() -> ctypes.CDLL | None:
     """The compiled kernels.c; None where relex was installed without a C compiler."""
@@ -94,7 +141,9 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.relex_scratch_bytes.argtypes, library.relex_scratch_bytes.restype = (size,), size
     library.relex_block_grams.argtypes = (ctypes.POINTER(_Stripe), size, address, address, address)
     library.relex_mix.argtypes = (ctypes.POINTER(_Stripe), address, size, address)
-    library.relex_block_grams.restype = library.relex_mix.restype = None
+    number, terms = ctypes.c_int, ctypes.POINTER(_Term)
+    library.relex_add_terms.argtypes = (address, number, size, terms, size, address, number)
+    library.relex_block_grams.restype = library.relex_mix.restype = library.relex_add_terms.restype = None
     return library
 
 

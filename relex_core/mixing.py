@@ -8,12 +8,18 @@ Pure: arrays in, arrays out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.kernels import Part, add_parts, can_add, compiled_library
+
 TILE = 64 * 1024
 """Weights that are mixed at a time: their float32 values stay in the cache."""
+
+CALL = 256 * 1024
+"""Weights that compiled code mixes at a time; it has tiles of its own."""
 
 Column = tuple[str, int | None]
 """A stored column and the spatial rank that it is cut to; None: as it is."""
@@ -41,9 +47,31 @@ def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.d
 
     Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache.
     """
-    wide = np.dtype(np.float64) in (slices.base.dtype, *dtypes)
-    working = np.float64 if wide else np.float32
     results = [np.empty(len(slices.base), dtype) for dtype in dtypes]
+    sources = (slices.base, *slices.columns.values(), *slices.observed.values())
+    library = compiled_library()
+    if library and can_add(sources, results):
+        _mix_compiled(library, slices, candidates, results)
+    else:
+        _mix_with_numpy(slices, candidates, results)
+    return results
+
+
+def _mix_compiled(library: CDLL, slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> None:
+    for start in range(0, len(slices.base), CALL):
+        tile = slice(start, start + CALL)
+        for terms, result in zip(candidates, results, strict=True):
+            parts = [Part(slices.columns[key][tile], a, False) for key, a in terms.columns.items() if a != 0.0]
+            parts += [Part(slices.observed[step][tile], b, True) for step, b in terms.observed.items() if b != 0.0]
+            if parts:
+                add_parts(library, slices.base[tile], parts, result[tile])
+            else:
+                result[tile] = slices.base[tile]
+
+
+def _mix_with_numpy(slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> None:
+    wide = np.dtype(np.float64) in (slices.base.dtype, *(result.dtype for result in results))
+    working = np.float64 if wide else np.float32
     with np.errstate(over="ignore"):  # infinities in the result tell the caller
         for start in range(0, len(slices.base), TILE):
             tile = slice(start, start + TILE)
@@ -56,7 +84,6 @@ def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.d
                 parts = [(columns[key], a) for key, a in terms.columns.items() if a != 0.0]
                 parts += [(deltas[step], b) for step, b in terms.observed.items() if b != 0.0]
                 result[tile] = _sum(base, parts) if parts else slices.base[tile]  # bit for bit, negative zeros included
-    return results
 
 
 def _sum(base: np.ndarray, parts: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_core import kernels
-from relex_core.kernels import Kernels, compiled_library, declare
+from relex_core.kernels import Kernels, Part, add_parts, compiled_library, declare
+from relex_core.mixing import CALL, Slices, Terms, mix_tiles
 
 SOURCE = Path(kernels.__file__).with_name("kernels.c")
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -92,6 +93,40 @@ def test_columns_that_move_only_for_a_while_are_not_left_out(library: ctypes.CDL
     assert_equal_to_float64(library, slices, base)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    columns=st.sampled_from([1, 7, 511, 513, 1500, CALL + 9]),
+    dtypes=st.tuples(*[st.sampled_from(sorted(DTYPES))] * 3),
+    out=st.sampled_from(["BF16", "F32"]),
+    coefficients=st.lists(st.sampled_from([0.0, -1.0, 0.3, 2.5]), min_size=2, max_size=2),
+)
+def test_candidates_equal_float64(
+    columns: int, dtypes: tuple[str, str, str], out: str, coefficients: list[float]
+) -> None:
+    """Through `mix_tiles`, which takes the compiled code where it is installed."""
+    (step,), base = window(1, columns, dtypes[0], dtypes[1], 0.7)
+    direction = np.random.default_rng(2).standard_normal(columns).astype(DTYPES[dtypes[2]])
+    slices = Slices(base, {("direction", None): direction}, {5: step})
+    terms = Terms({("direction", None): coefficients[0]}, {5: coefficients[1]})
+    (found,) = mix_tiles(slices, [terms], [np.dtype(DTYPES[out])])
+    wide = [array.astype(np.float64) for array in (base, direction, step)]
+    exact = wide[0] + coefficients[0] * wide[1] + coefficients[1] * (wide[2] - wide[0])
+    np.testing.assert_allclose(found.astype(np.float64), exact, rtol=2**-8 if out == "BF16" else 1e-5, atol=1e-6)
+    if not any(coefficients):
+        np.testing.assert_array_equal(found, base.astype(DTYPES[out]))
+
+
+def test_candidates_are_rounded_as_numpy_rounds(library: ctypes.CDLL) -> None:
+    """Every kind of float32: ties, subnormals, infinities, what becomes infinite."""
+    edges = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x00008000, 0x80000001], np.uint32)
+    patterns = np.random.default_rng(0).integers(0, 2**32, 20_000, np.uint32)
+    values = np.concatenate([edges, patterns]).view(np.float32)
+    out = np.empty(len(values), ml_dtypes.bfloat16)
+    add_parts(library, np.zeros_like(values), [Part(values, 1.0, False)], out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(out.astype(np.float32), values.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_every_number_of_16_bits_is_read_exactly(dtype: str, library: ctypes.CDLL) -> None:
     numbers = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype])
@@ -133,7 +168,8 @@ def test_nothing_beyond_the_arrays_is_touched(tmp_path: Path) -> None:
     library = compiled(tmp_path / "checked.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
     script = """
 import ctypes, sys
-from relex_core.kernels import declare
+import numpy as np
+from relex_core.kernels import Part, add_parts, declare
 from test_kernels import BLOCK, DTYPES, assert_equal_to_float64, window
 library = declare(ctypes.CDLL(sys.argv[1]))
 for steps in (1, 2, 3, 5, 12, 13):
@@ -141,7 +177,9 @@ for steps in (1, 2, 3, 5, 12, 13):
         for dtype in DTYPES:
             for changed in (0.0, 0.2, 1.0):
                 base_dtype = "F32" if columns == 9 else dtype
-                assert_equal_to_float64(library, *window(steps, columns, dtype, base_dtype, changed))
+                slices, base = window(steps, columns, dtype, base_dtype, changed)
+                assert_equal_to_float64(library, slices, base)
+                add_parts(library, base, [Part(row, 0.5, True) for row in slices], np.empty(columns, np.float32))
 print("whole")
 """
     path = os.pathsep.join([str(SOURCE.parents[1]), str(Path(__file__).parent)])
