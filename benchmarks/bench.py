@@ -3,6 +3,7 @@
     python benchmarks/bench.py                              # 62 M parameters, 24 steps
     python benchmarks/bench.py --reference DIR              # DIR: a checkout of github.com/weizhepei/RELEX
     python benchmarks/bench.py --mergekit PYTHON            # of an environment that has mergekit
+    python benchmarks/bench.py --move 1e-6                  # 1 to 2 % of the weights change in a step
     python benchmarks/bench.py --cold                       # drop the files from the page cache before each run
 
 Every figure is of whole processes, their start included, unless the line says otherwise.
@@ -67,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("bench-data"))
     parser.add_argument("--parameters", type=float, default=62e6)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--move", type=float, help="of a weight in a step: 1e-6 for few changes, as in real runs")
     parser.add_argument("--budget", default="4GiB")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
@@ -84,9 +86,11 @@ class Bench:
     """One trajectory, and the commands to be timed on it."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.data = arguments.data / f"{arguments.parameters:.0f}-{arguments.steps}"
+        name = f"{arguments.parameters:.0f}-{arguments.steps}"
+        self.data = arguments.data / (f"{name}-{arguments.move:g}" if arguments.move else name)
         # In a process of its own: Linux counts a parent's memory before exec as its child's.
         sizes = ("--parameters", str(arguments.parameters), "--steps", str(arguments.steps))
+        sizes += ("--move", str(arguments.move)) if arguments.move else ()
         measured([sys.executable, Path(__file__).with_name("trajectory.py"), self.data, *sizes])
         self.out, self.cold = self.data / "relex", arguments.cold
         self.base = self.data / "base" / "model.safetensors"

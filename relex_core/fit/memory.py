@@ -23,7 +23,7 @@ class Memory(Protocol):
     """Makes arrays, and moves them to where the arithmetic is done and back. Safe to use from several threads."""
 
     name: str
-    """As fit.json calls it: "cpu", "cuda:0"."""
+    """As fit.json calls it: "cpu", "cpu, numpy" (without compiled kernels), "cuda:0"."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array where the arithmetic is done; dtype: "float32" or "float64"."""
@@ -57,10 +57,9 @@ class HostMemory:
         compiled: use the compiled kernels where they are installed.
     """
 
-    name = "cpu"
-
     def __init__(self, compiled: bool = True) -> None:
         self._library = compiled_library() if compiled else None
+        self.name = "cpu" if self._library else "cpu, numpy"
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.empty(shape, dtype)
