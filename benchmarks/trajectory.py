@@ -2,8 +2,8 @@
 
 Every step moves all weights along a common direction plus independent noise, from float32 masters, as a real run
 does; the bytes are as incompressible as there. By default nearly every bf16 weight changes sooner or later: the worst
-case. With --move 1e-6, which is what Adam does at a learning rate of 1e-6, 1 to 2 % change in a step, as reported of real
-runs.
+case. With --move 1e-6, which is what Adam does at a learning rate of 1e-6, 1 to 2 % change in a step, as reported of
+real runs.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ if __name__ == "__main__":
     parser.add_argument("--parameters", type=float, default=62e6)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument(
-        "--move", type=float, default=MOVE, help="of a weight in a step; weights are 0.02 (%(default)s)"
+        "--move", type=float, default=MOVE, help="of a weight in a step; weights are 0.02 (default: %(default)s)"
     )
     arguments = parser.parse_args()
     print(build(arguments.out, arguments.parameters, arguments.steps, arguments.move))
