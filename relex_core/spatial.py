@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+
+from relex_core.shapes import Float
 
 BLOCK = 1024
 """Rows that are converted to float64 at a time."""

@@ -6,8 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from click import HelpFormatter
 
 if TYPE_CHECKING:  # every command prints something, few load all of these
     from relex_core.decide import Decision
@@ -23,8 +22,19 @@ if TYPE_CHECKING:  # every command prints something, few load all of these
     from relex_core.watch import WatchResult
 
 
+def facts_text(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    """Names and values below a title. By click, which is loaded already; rich takes as long as the work."""
+    text = HelpFormatter(width=140)
+    text.write_text(title)
+    text.write_dl(list(facts), col_max=60)
+    return text.getvalue().rstrip()
+
+
 def table_text(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> str:
     """A plain table; the first column is left-aligned, the others right-aligned."""
+    from rich.console import Console  # here: what is printed as JSON or as facts does without
+    from rich.table import Table
+
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
@@ -98,7 +108,7 @@ def plan_text(plan: RunPlan) -> str:
         ("memory", f"at most {size_text(plan.memory)}"),
         ("candidates", f"{len(plan.candidates)}, {size_text(plan.candidate_writes)} before losers are deleted"),
     ]
-    return table_text(("plan", ""), rows) + "\n" + "\n".join(f"  {name}" for name in plan.candidates)
+    return facts_text("plan", rows) + "\n" + "\n".join(f"  {name}" for name in plan.candidates)
 
 
 def window_text(manifest: WindowManifest, run: str) -> str:
@@ -108,7 +118,7 @@ def window_text(manifest: WindowManifest, run: str) -> str:
         ("tensors", str(len(manifest.tensors))),
         ("digest", manifest.digest),
     ]
-    return table_text(("window", ""), rows) + f"\n\nnext: relex fit {run}"
+    return facts_text("window", rows) + f"\n\nnext: relex fit {run}"
 
 
 def watch_text(result: WatchResult) -> str:
@@ -128,7 +138,7 @@ def fit_text(artifact: FitArtifact) -> str:
         ("read", f"{size_text(artifact.bytes_read)} in {artifact.seconds:.1f} s"),
         ("peak memory", size_text(artifact.peak_rss_bytes)),
     ]
-    return table_text(("fit", ""), rows)
+    return facts_text("fit", rows)
 
 
 def _share(value: float | None) -> str:

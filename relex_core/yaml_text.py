@@ -1,16 +1,13 @@
-"""Reading YAML and JSON that people write: a key that stands twice is refused, not silently overruled."""
+"""Reading YAML as `json_text` reads JSON. Imported where there is YAML to read: what relex itself wrote is JSON."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
-
-class DuplicateKey(ValueError):
-    """A mapping holds a key twice."""
+from relex_core.json_text import DuplicateKey
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,26 +32,10 @@ def parse_yaml(text: str) -> Any:
     """Plain data of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or asks for more than plain data.
+        ValueError: it is not YAML, or asks for more than plain data.
         DuplicateKey: a mapping holds a key twice; the message names the lines.
     """
-    return yaml.load(text, _Loader)
-
-
-def parse_json(text: str) -> Any:
-    """Plain data of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON.
-        DuplicateKey: an object holds a key twice.
-    """
-    return json.loads(text, object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in data:
-            raise DuplicateKey(f"{key!r:.80} stands twice in one object")
-        data[key] = value
-    return data
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None

@@ -24,6 +24,15 @@ from relex_core.cli import main
 main(prog_name="relex")
 """  # noqa: E501
 
+# Prints, after what the command prints, which of some modules it has loaded.
+WATCHED = """
+import atexit, sys
+names = sys.argv.pop(1).split(",")
+atexit.register(lambda: print("loaded:", *sorted(set(names) & set(sys.modules))))
+from relex_core.cli import main
+main(prog_name="relex")
+"""
+
 VERBS = ("demo", "inspect", "run", "collect", "fit", "extrapolate", "evaluate", "decide")
 
 
@@ -119,6 +128,22 @@ def test_inspect_the_real_run() -> None:
     report = json.loads(printed(relex("inspect", SMALL / "run", "--json")))
     assert [step["step"] for step in report["steps"]] == list(range(1, 17))
     assert all(step["complete"] for step in report["steps"])
+
+
+def test_a_stage_loads_only_what_it_needs(root: Path) -> None:
+    """Each of these takes as long to load as a small stage to work; none of them is missed."""
+
+    def loaded(names: str, *arguments: str | Path) -> list[str]:
+        command = [sys.executable, "-c", WATCHED, names, *map(str, arguments)]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
+        return result.stdout.splitlines()[-1].split()[1:]
+
+    (root / "relex.json").write_text((root / "relex.yaml").read_text())
+    heavy = "google,numpy,numpy.ma,rich,scipy,torch,yaml"
+    assert loaded(f"{heavy},asyncio,jaxtyping,pydantic", "collect", "relex.json") == ["pydantic"]
+    assert loaded(heavy, "collect", "relex.yaml", "--out", "other") == ["yaml"]
+    assert loaded(heavy, "fit", "run") == ["numpy"]
+    assert loaded(f"{heavy},asyncio,jaxtyping", "extrapolate", "run") == ["numpy"]
 
 
 def test_collect(root: Path) -> None:

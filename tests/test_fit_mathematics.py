@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from relex_core.fit.basis import decompose, rank_basis, trailing_average_basis, trend_basis, trend_coefficients
 from relex_core.fit.gram import Tiles, block_grams, mix
@@ -215,3 +216,11 @@ def test_trailing_average_is_the_mean_of_the_last_deltas() -> None:
     np.testing.assert_allclose(average.numpy(), deltas_of(slices, base)[-3:].mean(axis=0), rtol=1e-5, atol=1e-9)
     with pytest.raises(ValueError, match="needs 9 checkpoints"):
         trailing_average_basis(9, 8)
+
+
+def test_shapes_in_signatures_are_checked_here() -> None:
+    """The import hook of conftest.py, which `relex_core.shapes` must not take away."""
+    with pytest.raises(TypeCheckError):
+        decompose(np.zeros((2, 3)), 1)
+    with pytest.raises(TypeCheckError):
+        fit_line([1, 2], np.zeros(2, dtype=np.float32))

@@ -25,7 +25,9 @@ ORDER = (
     "layout",
     "parallel",
     "progress",
+    "shapes",
     "storage",
+    "json_text",
     "yaml_text",
     "spec",
     "manifest",
@@ -77,7 +79,8 @@ ORDER = (
 
 # What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
 BARE = (
-    *("errors", "layout", "parallel", "progress", "storage", "yaml_text", "spec", "manifest", "checkpoints", "events"),
+    *("errors", "layout", "parallel", "progress", "shapes", "storage", "json_text", "yaml_text", "spec", "manifest"),
+    *("checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *("plan", "fit.__init__", "fit.artifact", "fit.columns", "lora.plan", "forecast.__init__", "forecast.measures"),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ from relex_core.report import build_report, report
 from relex_core.report.charts import draw
 from relex_core.report.files import figure
 from relex_core.report.gain import adjusted_p
+from relex_core.report.library import library
 from relex_core.report.view import ReportData, Table
 from relex_core.report.weights import walk_spectrum
 from relex_core.storage import exists, open_store
@@ -233,14 +235,37 @@ def test_the_same_bytes_in_every_process(run: str, tmp_path: Path) -> None:
     figures, pages = tmp_path / "figures", []
     for seed, options in (("1", ["--figures", str(figures)]), ("2", [])):
         command = [sys.executable, "-m", "relex_core", "report", run, "--json", *options]
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        # The first process bundles the drawing library, the second finds it.
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "XDG_CACHE_HOME": str(tmp_path / "cache")}
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         pages.append(Path(json.loads(printed)["page"]).read_bytes())
     assert pages[0] == pages[1]
+    assert len(list((tmp_path / "cache/relex").iterdir())) == 1
     data = build_report(run)
     _valid_figures(figures, {plot.id for plot in data.plots})
     for plot in data.plots[:3]:
         assert (figures / f"{plot.id}.svg").read_bytes() == figure(plot)[0]
+
+
+def test_the_kept_drawing_library_is_used_only_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script = library.__wrapped__()
+    [kept] = (tmp_path / "relex").iterdir()
+    whole, other = kept.read_bytes(), b"window.vegaEmbed = null;"
+    kept.write_bytes(b"// sha256:" + hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
+    assert library.__wrapped__() == other.decode()
+    for damaged in (whole[:-1], whole.replace(b"vegaEmbed", b"vegaembed", 1)):
+        kept.write_bytes(damaged)
+        assert library.__wrapped__() == script
+        assert kept.read_bytes() == whole
+
+
+def test_no_cache_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert "vegaEmbed" in library.__wrapped__()
+    assert (tmp_path / "file").is_file()
 
 
 def _valid_figures(folder: Path, ids: set[str]) -> None:

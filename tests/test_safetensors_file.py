@@ -315,3 +315,16 @@ def test_what_we_accept_the_real_library_accepts(described: dict[str, tuple[str,
     parsed = parse_header(head[8:], file_size=len(head) + len(body), where="file")
     assert {(e.name, e.dtype, e.shape) for e in parsed.tensors} == set(listing)
     assert {name: tuple(tensor.shape) for name, tensor in load(head + body).items()} == {n: s for n, _, s in listing}
+
+
+def test_equal_headers_are_checked_against_each_files_own_size_and_name() -> None:
+    text = file_with({"a": entry(), "b": entry(dtype="F31")})[8:]
+    for name in ("first", "second"):
+        with pytest.raises(DataError) as caught:
+            parse_header(text, file_size=8 + len(text) + 4, where=name)
+        assert caught.value.where == f"{name}, tensor b"
+    text = file_with({"a": entry()})[8:]
+    assert parse_header(text, file_size=8 + len(text) + 4, where="whole").tensors[0].name == "a"
+    with pytest.raises(TornFile) as torn:
+        parse_header(text, file_size=8 + len(text) + 3, where="torn")
+    assert torn.value.where == "torn"

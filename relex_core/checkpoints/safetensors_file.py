@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from relex_core.errors import DataError
@@ -95,27 +96,35 @@ def parse_header(text: bytes, *, file_size: int, where: str) -> Header:
         TornFile, DataError: as for `read_header`.
     """
     try:
+        return _parsed(text, file_size)
+    except DataError as error:
+        place = f"{where}, {error.where}" if error.where else where
+        raise type(error)(error.what, where=place, expected=error.expected, next_step=error.next_step) from None
+
+
+@lru_cache(maxsize=256)  # the steps of a run have equal headers, of up to a hundred thousand tensors
+def _parsed(text: bytes, file_size: int) -> Header:
+    """`where` of its errors is the tensor's part alone."""
+    try:
         data = json.loads(text.decode(), object_pairs_hook=_unique_names)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the header is not JSON: {error}", where=where) from None
+        raise DataError(f"the header is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise DataError("the header is not a JSON object", where=where)
+        raise DataError("the header is not a JSON object")
     metadata = data.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DataError("__metadata__ is not a map of strings", where=where)
+        raise DataError("__metadata__ is not a map of strings")
     start = 8 + len(text)
-    entries = sorted((_entry(name, value, start, where) for name, value in data.items()), key=lambda e: (e[0], e[1]))
+    entries = sorted((_entry(name, value, start) for name, value in data.items()), key=lambda e: (e[0], e[1]))
     end = start
     for offset, stop, entry in entries:
         if offset != end:
-            raise DataError(
-                f"tensor {entry.name[:200]} starts at byte {offset}", where=where, expected=f"{end}: no gap, no overlap"
-            )
+            raise DataError(f"tensor {entry.name[:200]} starts at byte {offset}", expected=f"{end}: no gap, no overlap")
         end = stop
     if end > file_size:
-        raise TornFile(f"the header promises {end} bytes, the file has {file_size}", where=where)
+        raise TornFile(f"the header promises {end} bytes, the file has {file_size}")
     if end < file_size:
-        raise DataError(f"{file_size - end} bytes follow the last tensor", where=where, expected=f"{end} bytes")
+        raise DataError(f"{file_size - end} bytes follow the last tensor", expected=f"{end} bytes")
     return Header(tuple(entry for _, _, entry in entries), metadata)
 
 
@@ -127,9 +136,9 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _entry(name: str, value: Any, start: int, where: str) -> tuple[int, int, TensorEntry]:
+def _entry(name: str, value: Any, start: int) -> tuple[int, int, TensorEntry]:
     """(first byte, last byte + 1, entry) of one tensor, with shape and size held against each other."""
-    where = f"{where}, tensor {name[:200]}"
+    where = f"tensor {name[:200]}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise DataError("a malformed header entry", where=where, expected="dtype, shape, data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -34,6 +36,8 @@ def main(quiet: bool) -> None:
     for noisy in ("httpx", "urllib3", "google"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # relex shows its own
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # idle threads of numpy sleep, else they spin for 0.1 s
+    atexit.register(gc.freeze)  # else the interpreter's end looks through everything for cycles, for nothing
 
 
 def stage(function: Callable[P, R]) -> Callable[P, R]:

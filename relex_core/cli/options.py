@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from relex_core.errors import SpecError
 from relex_core.storage.uri import absolute_uri
@@ -37,6 +36,8 @@ def shard_of(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 def size_of(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """The value of --memory-budget, in bytes."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
     try:
         return None if value is None else TypeAdapter(ByteSize).validate_python(value)
     except ValidationError:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
 from relex_core.fit.line import Line, fit_line
+from relex_core.shapes import Float64
 from relex_core.spec import FitSpec
 
 # Products are float32, so an eigenvalue below T · eps(float32) of the largest is rounding noise, not a direction.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+
+from relex_core.shapes import Float64
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
@@ -45,13 +46,14 @@ def summarise(
     moved = [tensor for tensor in tensors.values() if tensor.moved]
     traces = {name: float(np.trace(gram)) for name, gram in grams.items()}
     explained = sum((tensors[name].explained_variance or 0.0) * trace for name, trace in traces.items())
+    shares = [tensor.explained_variance for tensor in moved if tensor.explained_variance is not None]
     r_squared = [tensor.r_squared for tensor in moved if tensor.r_squared is not None]
     update, norm = sum(float(gram[-1, -1]) for gram in grams.values()), sum(squares.values())
     return Summary(
         tensors=len(tensors),
         moved=len(moved),
         explained_variance=explained / sum(traces.values()) if moved else None,
-        explained_variance_median=float(np.median([t.explained_variance for t in moved])) if moved else None,
-        r_squared_median=float(np.median(r_squared)) if r_squared else None,
+        explained_variance_median=median(shares) if shares else None,
+        r_squared_median=median(r_squared) if r_squared else None,
         relative_update=float(np.sqrt(update / norm)) if norm else None,
     )

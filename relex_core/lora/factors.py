@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+
+from relex_core.shapes import Float
 
 # Factors are stored in float32 at most, so what lies below its rounding is no part of the matrix.
 ROUNDING = float(np.finfo(np.float32).eps) / 2

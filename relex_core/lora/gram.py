@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float64
 
 from relex_core.lora.factors import LowRank
+from relex_core.shapes import Float64
 
 
 def low_rank_gram(stack: LowRank, ranks: Sequence[int]) -> Float64[np.ndarray, "T T"]:

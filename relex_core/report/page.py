@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from functools import cache
 from importlib.resources import files
 
 import jinja2
@@ -18,6 +17,7 @@ import vl_convert
 from markupsafe import Markup
 
 from relex_core.report.charts import draw
+from relex_core.report.library import library
 from relex_core.report.theme import NARROW, themes
 from relex_core.report.view import ReportData
 
@@ -27,7 +27,7 @@ TEMPLATES = "relex_core.report"
 def render(data: ReportData) -> bytes:
     """The page, in UTF-8."""
     charts = {plot.id: draw(plot, width="container", config={}) for plot in data.plots}
-    library, boot = _library(), _text("boot.js")
+    script, boot = library(), _text("boot.js")
     html = (
         _environment()
         .get_template("page.html.jinja")
@@ -36,9 +36,9 @@ def render(data: ReportData) -> bytes:
             charts=charts,
             settings={"themes": themes(), "narrow": NARROW},
             style=Markup(_text("style.css")),
-            library=Markup(library),
+            library=Markup(script),
             boot=Markup(boot),
-            policy=policy(library, boot),
+            policy=policy(script, boot),
             vega=vl_convert.get_vega_version(),
         )
     )
@@ -50,15 +50,6 @@ def policy(*scripts: str) -> str:
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script; takes about two seconds."""
-    library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    if any(end in library.lower() for end in ("</script", "<!--", "\r")):
-        raise AssertionError("this version of the drawing library cannot stand inside a page")
-    return library
 
 
 def _text(name: str) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from relex_core.spec.sections import Section
 from relex_core.spec.tasks import TaskSpec
 from relex_core.storage.uri import absolute_uri
-from relex_core.yaml_text import DuplicateKey, parse_yaml
 
 
 class SplitSpec(Section):
@@ -51,11 +49,13 @@ class SplitSpec(Section):
 
 
 def _definition(name: object, info: ValidationInfo) -> dict[str, Any]:
+    from relex_core.yaml_text import parse_yaml
+
     folder = info.context["folder"] if info.context else Path.cwd()
     path = Path(folder, str(name))
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, DuplicateKey) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"the task definition {path} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"the task definition {path} is not a mapping")

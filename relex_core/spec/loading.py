@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from relex_core.errors import SpecError
+from relex_core.json_text import DuplicateKey, parse_json
 from relex_core.spec.faults import all_faults
 from relex_core.spec.run_spec import RunSpec
 from relex_core.spec.sections import LayoutSpec
 from relex_core.storage import open_store, read_bytes
 from relex_core.storage.uri import absolute_uri, join_uri
-from relex_core.yaml_text import DuplicateKey, parse_json, parse_yaml
 
 
 def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
@@ -32,9 +32,10 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
         return _load_stored(path, out)
     path = Path(path)
     # Not all JSON is YAML: a tab indents the one and breaks the other.
-    kind, parse = ("JSON", parse_json) if path.suffix == ".json" else ("YAML", parse_yaml)
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        data = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = parse_json(text) if kind == "JSON" else _parse_yaml(text)
     except OSError as error:
         raise SpecError(
             f"cannot read the spec: {error.strerror}", where=str(path), next_step="give the path of a YAML file"
@@ -43,9 +44,15 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
         raise SpecError(
             f"the spec gives a field twice: {error}", where=str(path), next_step="keep one of the two"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
+
+
+def _parse_yaml(text: str) -> Any:
+    from relex_core.yaml_text import parse_yaml
+
+    return parse_yaml(text)
 
 
 def _load_stored(uri: str, out: str | None) -> RunSpec:
