@@ -102,7 +102,7 @@ def parse_header(text: bytes, *, file_size: int, where: str) -> Header:
         raise type(error)(error.what, where=place, expected=error.expected, next_step=error.next_step) from None
 
 
-@lru_cache(maxsize=256)  # the steps of a run have equal headers, of up to a hundred thousand tensors
+@lru_cache(maxsize=64)  # the steps of a run have equal headers, of up to a hundred thousand tensors
 def _parsed(text: bytes, file_size: int) -> Header:
     """`where` of its errors is the tensor's part alone."""
     try:

@@ -62,7 +62,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _missing_module(error: ModuleNotFoundError) -> str:
     needed_for = {
-        "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl", "jaxtyping"),
+        "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl"),
         "eval": ("transformers", "scipy"),
         "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
     }

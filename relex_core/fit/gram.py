@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
 
 from relex_core.fit.memory import HostMemory, Memory
 from relex_core.plan import BLOCK_COLUMNS
+from relex_core.shapes import Float, Float32, Float64
 
 
 class Tiles:
