@@ -280,9 +280,22 @@ INLINE uint16_t to_bfloat16(float value) { /* to nearest, ties to even; what is 
     return (uint16_t)(((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded) >> 16);
 }
 
-INLINE void add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count,
-                      char *out, enum dtype dtype) {
+INLINE void narrow(const float *restrict values, ptrdiff_t n, uint16_t *restrict out) {
+    for (ptrdiff_t i = 0; i < n; i++) out[i] = to_bfloat16(values[i]);
+}
+
+INLINE uint32_t any_not_finite(const char *row, ptrdiff_t n, enum dtype dtype) { /* of BF16 or F32 */
+    const uint32_t exponent = dtype == F32 ? 0x7f800000 : 0x7f80;
+    uint32_t found = 0;
+    for (ptrdiff_t i = 0; i < n; i++) found |= (bits_of(row, i, dtype) & exponent) == exponent;
+    return found;
+}
+
+/* Returns whether all of the result is finite. */
+INLINE int add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count,
+                     char *out, enum dtype dtype) {
     static const float nothing[TILE];
+    uint32_t not_finite = 0;
     for (ptrdiff_t at = 0; at < n; at += TILE) {
         const ptrdiff_t m = at + TILE < n ? TILE : n - at;
         float from[TILE], sums[TILE] = {0};
@@ -291,11 +304,12 @@ INLINE void add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, cons
             const char *values = term->values + at * item_bytes(term->dtype);
             FOR_DTYPE(term->dtype, add_scaled, values, term->is_step ? from : nothing, term->coefficient, m, sums);
         }
-        if (dtype == F32)
-            for (ptrdiff_t i = 0; i < m; i++) ((float *)out)[at + i] = sums[i] + from[i];
-        else
-            for (ptrdiff_t i = 0; i < m; i++) ((uint16_t *)out)[at + i] = to_bfloat16(sums[i] + from[i]);
+        for (ptrdiff_t i = 0; i < m; i++) sums[i] += from[i];
+        if (dtype == F32) memcpy((float *)out + at, sums, sizeof(float) * (size_t)m);
+        else narrow(sums, m, (uint16_t *)out + at);
+        FOR_DTYPE(dtype, not_finite |= any_not_finite, out + at * item_bytes(dtype), m);
     }
+    return !not_finite;
 }
 
 /* ---- what kernels.py calls: the same code compiled for AVX2 and for what every processor has ---- */
@@ -309,9 +323,9 @@ AVX2 static void gram_blocks_avx2(const struct stripe *in, ptrdiff_t block, doub
 AVX2 static void mix_avx2(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
     mix(in, weights, directions, out);
 }
-AVX2 static void add_terms_avx2(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms,
-                                ptrdiff_t count, char *out, enum dtype dtype) {
-    add_terms(base, base_dtype, n, terms, count, out, dtype);
+AVX2 static int add_terms_avx2(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms,
+                               ptrdiff_t count, char *out, enum dtype dtype) {
+    return add_terms(base, base_dtype, n, terms, count, out, dtype);
 }
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #else
@@ -346,8 +360,8 @@ void relex_mix(const struct stripe *in, const float *weights, ptrdiff_t directio
 }
 
 /* out: of BF16 or F32. */
-void relex_add_terms(const char *base, int base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count,
-                     char *out, int dtype) {
-    if (has_avx2()) add_terms_avx2(base, base_dtype, n, terms, count, out, dtype);
-    else add_terms(base, base_dtype, n, terms, count, out, dtype);
+int relex_add_terms(const char *base, int base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count, char *out,
+                    int dtype) {
+    return has_avx2() ? add_terms_avx2(base, base_dtype, n, terms, count, out, dtype)
+                      : add_terms(base, base_dtype, n, terms, count, out, dtype);
 }

@@ -109,20 +109,22 @@ def can_add(sources: Iterable[np.ndarray], results: Iterable[np.ndarray]) -> boo
     )
 
 
-def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out: np.ndarray) -> None:
+def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out: np.ndarray) -> bool:
     """out = base + Σ coefficient · values, with float32 sums, rounded to nearest, ties to even.
 
     Args:
         base: "n", as all arrays.
         parts: arrays and float32 coefficients.
         out: is written.
+
+    Returns:
+        Whether all of `out` is finite.
     """
     terms = (_Term * len(parts))(
         *(_Term(p.values.ctypes.data, _DTYPES[p.values.dtype], p.is_step, p.coefficient) for p in parts)
     )
-    library.relex_add_terms(
-        *(base.ctypes.data, _DTYPES[base.dtype], len(base), terms, len(parts)), out.ctypes.data, _DTYPES[out.dtype]
-    )
+    source = base.ctypes.data, _DTYPES[base.dtype], len(base)
+    return bool(library.relex_add_terms(*source, terms, len(parts), out.ctypes.data, _DTYPES[out.dtype]))
 
 
 @cache
@@ -143,7 +145,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.relex_mix.argtypes = (ctypes.POINTER(_Stripe), address, size, address)
     number, terms = ctypes.c_int, ctypes.POINTER(_Term)
     library.relex_add_terms.argtypes = (address, number, size, terms, size, address, number)
-    library.relex_block_grams.restype = library.relex_mix.restype = library.relex_add_terms.restype = None
+    library.relex_add_terms.restype = number
+    library.relex_block_grams.restype = library.relex_mix.restype = None
     return library
 
 

@@ -6,10 +6,10 @@ held as products of thin matrices until its last piece is mixed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from relex_core.candidate import Output
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
-from relex_core.dtypes import NUMPY_DTYPES, as_bytes, finite
+from relex_core.dtypes import NUMPY_DTYPES, as_bytes
 from relex_core.errors import DataError
 from relex_core.fit import FitArtifact
 from relex_core.fit.columns import STATE_COLUMN, rank_columns
@@ -63,6 +63,19 @@ class Columns:
         return read_piece(self._readers[column], piece).astype(np.float32, copy=False).reshape(entry.shape)
 
 
+class _Scratch(threading.local):
+    """Memory of each thread for what pieces are mixed from: used again, because fresh memory costs more than mixing."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[object, np.ndarray] = {}
+
+    def read(self, source: object, reader: Reader, piece: MixedPiece) -> np.ndarray:
+        """As `read_piece`; valid until this thread reads from that source again."""
+        if source not in self._buffers:
+            self._buffers[source] = np.empty(PIECE * max(ITEM_BYTES.values()), np.uint8)
+        return read_piece(reader, piece, self._buffers[source])
+
+
 class Sources:
     """Everything candidates are mixed from, opened when first needed. Safe to use from several threads."""
 
@@ -73,7 +86,8 @@ class Sources:
         self._columns = Columns(run, fit)
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
         self._observed: dict[int, Reader] = {}
-        self._opening = Lock()
+        self._opening = threading.Lock()
+        self._scratch = _Scratch()
 
     def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[MixedPiece]:
         """One tensor in pieces, with what all of them share."""
@@ -95,29 +109,32 @@ class Sources:
 
     def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
-        raw = read_piece(self._base, piece)
         tensor = self._fit.tensors.get(piece.name)
         if tensor is None:  # integers: state, not weights
             state = self._columns[STATE_COLUMN]
-            kept = read_piece(state, piece) if piece.name in state.tensors else raw
+            kept = read_piece(state if piece.name in state.tensors else self._base, piece)
             return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
+        raw = self._scratch.read("base", self._base, piece)
         mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
         along = [_columns_of(mix, output, piece) for mix, output in zip(mixes, outputs, strict=True)]
         columns = {column: self._column(column, piece) for column in _used(along)}
-        observed = {step: read_piece(self._step(step), piece) for step in _used(mix.observed for mix in mixes)}
+        observed = {
+            step: self._scratch.read(step, self._step(step), piece) for step in _used(mix.observed for mix in mixes)
+        }
         mixed = mix_tiles(
             Slices(raw, columns, observed),
             [Terms(a, mix.observed) for a, mix in zip(along, mixes, strict=True)],
             [NUMPY_DTYPES[output.dtypes[piece.name]] for output in outputs],
         )
-        for weights, output in zip(mixed, outputs, strict=True):
-            _refuse_non_finite(weights, output, piece)
-        return piece.stop - piece.start, [as_bytes(weights) for weights in mixed]
+        for (_, sound), output in zip(mixed, outputs, strict=True):
+            if not sound:
+                _refuse_non_finite(output, piece)
+        return piece.stop - piece.start, [as_bytes(weights) for weights, _ in mixed]
 
     def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
         name, rank = column
         if rank is None:
-            return read_piece(self._columns[name], piece)
+            return self._scratch.read(name, self._columns[name], piece)
         return piece.cuts[column].elements(piece.start, piece.stop)
 
     def _step(self, step: int) -> Reader:
@@ -130,11 +147,16 @@ class Sources:
             return self._observed[step]
 
 
-def read_piece(reader: Reader, piece: MixedPiece) -> np.ndarray:
-    """The piece's weights out of one reader, in the dtype they are stored in."""
+def read_piece(reader: Reader, piece: MixedPiece, memory: np.ndarray | None = None) -> np.ndarray:
+    """The piece's weights out of one reader, in the dtype they are stored in.
+
+    Args:
+        memory: uint8, to read into; None: new.
+    """
     dtype = reader.tensors[piece.name].dtype
     item = ITEM_BYTES[dtype]
-    buffer = np.empty((piece.stop - piece.start) * item, dtype=np.uint8)
+    size = (piece.stop - piece.start) * item
+    buffer = np.empty(size, dtype=np.uint8) if memory is None else memory[:size]
     reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer))
     return buffer.view(NUMPY_DTYPES[dtype])
 
@@ -166,11 +188,10 @@ def _used(mappings: Iterable[Mapping[K, float]]) -> set[K]:
     return {key for mapping in mappings for key, value in mapping.items() if value != 0.0}
 
 
-def _refuse_non_finite(weights: np.ndarray, output: Output, piece: MixedPiece) -> None:
-    if not finite(weights):
-        raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
-            where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
-            expected="finite weights",
-            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-        )
+def _refuse_non_finite(output: Output, piece: MixedPiece) -> NoReturn:
+    raise DataError(
+        f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
+        where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
+        expected="finite weights",
+        next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
+    )

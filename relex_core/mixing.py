@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.dtypes import finite
 from relex_core.kernels import Part, add_parts, can_add, compiled_library
 
 TILE = 64 * 1024
@@ -42,8 +43,8 @@ class Terms:
     observed: Mapping[int, float]
 
 
-def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
-    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype.
+def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[tuple[np.ndarray, bool]]:
+    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype; and whether all of it is finite.
 
     Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache.
     """
@@ -51,22 +52,28 @@ def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.d
     sources = (slices.base, *slices.columns.values(), *slices.observed.values())
     library = compiled_library()
     if library and can_add(sources, results):
-        _mix_compiled(library, slices, candidates, results)
+        sound = _mix_compiled(library, slices, candidates, results)
     else:
         _mix_with_numpy(slices, candidates, results)
-    return results
+        sound = [finite(result) for result in results]
+    return list(zip(results, sound, strict=True))
 
 
-def _mix_compiled(library: CDLL, slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> None:
+def _mix_compiled(
+    library: CDLL, slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]
+) -> list[bool]:
+    sound = [True] * len(results)
     for start in range(0, len(slices.base), CALL):
         tile = slice(start, start + CALL)
-        for terms, result in zip(candidates, results, strict=True):
+        for number, (terms, result) in enumerate(zip(candidates, results, strict=True)):
             parts = [Part(slices.columns[key][tile], a, False) for key, a in terms.columns.items() if a != 0.0]
             parts += [Part(slices.observed[step][tile], b, True) for step, b in terms.observed.items() if b != 0.0]
             if parts:
-                add_parts(library, slices.base[tile], parts, result[tile])
+                sound[number] &= add_parts(library, slices.base[tile], parts, result[tile])
             else:
                 result[tile] = slices.base[tile]
+                sound[number] &= finite(result[tile])
+    return sound
 
 
 def _mix_with_numpy(slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> None:

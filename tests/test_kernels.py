@@ -108,7 +108,8 @@ def test_candidates_equal_float64(
     direction = np.random.default_rng(2).standard_normal(columns).astype(DTYPES[dtypes[2]])
     slices = Slices(base, {("direction", None): direction}, {5: step})
     terms = Terms({("direction", None): coefficients[0]}, {5: coefficients[1]})
-    (found,) = mix_tiles(slices, [terms], [np.dtype(DTYPES[out])])
+    ((found, sound),) = mix_tiles(slices, [terms], [np.dtype(DTYPES[out])])
+    assert sound
     wide = [array.astype(np.float64) for array in (base, direction, step)]
     exact = wide[0] + coefficients[0] * wide[1] + coefficients[1] * (wide[2] - wide[0])
     np.testing.assert_allclose(found.astype(np.float64), exact, rtol=2**-8 if out == "BF16" else 1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -32,11 +33,13 @@ from report_runs import (
 import relex_core.run
 from relex_core.decide import decide
 from relex_core.errors import DataError, WindowNotReady
+from relex_core.evaluate.candidates import Candidate
 from relex_core.report import build_report, report
 from relex_core.report.charts import draw
 from relex_core.report.files import figure
 from relex_core.report.gain import adjusted_p
 from relex_core.report.library import library
+from relex_core.report.text import label_of
 from relex_core.report.view import ReportData, Table
 from relex_core.report.weights import walk_spectrum
 from relex_core.storage import exists, open_store
@@ -71,6 +74,12 @@ def titles(data: ReportData) -> list[str]:
 
 def table(data: ReportData, title: str) -> Table:
     return next(each for section in data.sections for each in section.tables if each.title == title)
+
+
+def test_a_label_tells_a_cut_candidate_from_the_whole_one() -> None:
+    whole = Candidate("relex-step00300-scale0.50", "", "", 300, "relex", 0.5)
+    cut = replace(whole, name="relex-step00300-scale0.50-srank8", spatial_rank=8)
+    assert [label_of(whole), label_of(cut)] == ["relex 300, scale 0.5", "relex 300, scale 0.5, spatial rank 8"]
 
 
 def test_a_promotion_in_words(run: str) -> None:

@@ -30,6 +30,7 @@ class Provenance(BaseModel):
     scale: float | None = None
     truncation_error: float | None = None
     """What an adapter's rank and dtype lose of the displacement."""
+    spatial_rank: int | str | None = None
     window_digest: str | None = None
 
 
@@ -47,6 +48,7 @@ class Candidate:
     method: str
     scale: float | None = None
     truncation_error: float | None = None
+    spatial_rank: int | str | None = None
     files: tuple[FileRecord, ...] = ()
     """For observed checkpoints: the files as they were collected."""
 
@@ -115,8 +117,9 @@ def written_candidates(run: str, window_digest: str) -> list[Candidate]:
             continue
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         uri = join_uri(run, folder)
-        facts = provenance.target_step, provenance.method, provenance.scale, provenance.truncation_error
-        found.append(Candidate(name, uri, digest, *facts))
+        facts = provenance.target_step, provenance.method, provenance.scale
+        lost = provenance.truncation_error, provenance.spatial_rank
+        found.append(Candidate(name, uri, digest, *facts, *lost))
     return sorted(found, key=lambda candidate: candidate.name)
 
 

@@ -83,7 +83,8 @@ def label_of(candidate: Candidate) -> str:
     if candidate.step is None:
         return candidate.name.replace("_", " ").replace("-", " ")
     scale = "" if candidate.scale in (None, 1.0) else f", scale {candidate.scale:g}"
-    return f"{candidate.method.replace('_', ' ')} {candidate.step}{scale}"
+    cut = "" if candidate.spatial_rank is None else f", spatial rank {candidate.spatial_rank}"
+    return f"{candidate.method.replace('_', ' ')} {candidate.step}{scale}{cut}"
 
 
 def unique(labels: Sequence[str], names: Sequence[str]) -> list[str]:
