@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt relex_core/kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
@@ -105,4 +105,4 @@ lock-cpu lock-gpu: lock-%:
 	  -o images/$*/requirements.lock
 
 clean: ## Remove what make made
-	rm -rf $(VENV) $(AIRFLOW_VENV) relex-demo bench-data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AIRFLOW_VENV) relex-demo bench-data build *.egg-info relex_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,6 +38,12 @@ INLINE float from_bits(uint32_t bits) {
     return value;
 }
 
+INLINE uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 INLINE float from_bfloat16(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
 
 INLINE float from_float16(uint16_t bits) {
@@ -119,7 +125,8 @@ INLINE double sum(vector lanes) {
     return (double)((half[0] + half[1]) + (half[2] + half[3]));
 }
 
-/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums, and fetches what the next tile is made of. */
+/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums. Meanwhile it fetches a row of what the next tile
+   is made of: half of it where items have 4 bytes. */
 INLINE void multiply(const float *a, const float *b, ptrdiff_t n, double *sums, ptrdiff_t pitch, const char *next) {
     vector products[ROWS][COLUMNS] = {0};
     for (ptrdiff_t k = 0; k < n; k += LANES) {
@@ -151,7 +158,8 @@ struct scratch {
     ptrdiff_t rows;   /* steps, rounded up to GRANULE; those beyond the steps stay zero */
     ptrdiff_t filled; /* columns of the tile */
     float base[TILE];
-    uint16_t changed[TILE], at[TILE]; /* of the columns in work: not zero where one changed; which ones did */
+    uint16_t changed[TILE]; /* of the columns in work: not zero where one changed */
+    uint16_t at[TILE];      /* which ones did */
 };
 
 INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following) {
@@ -229,11 +237,17 @@ INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams,
 
 /* ---- directions ---- */
 
+/* One after the other: multiplication and addition can then be fused in one way only, whatever the compiler makes of it. */
 INLINE void add_weighted(const char *const rows[COLUMNS], const float *restrict base, const float weights[COLUMNS],
                          ptrdiff_t n, float *restrict out, enum dtype dtype) {
-    for (ptrdiff_t i = 0; i < n; i++)
-        out[i] += ((weight(rows[0], i, dtype) - base[i]) * weights[0] + (weight(rows[1], i, dtype) - base[i]) * weights[1])
-                + ((weight(rows[2], i, dtype) - base[i]) * weights[2] + (weight(rows[3], i, dtype) - base[i]) * weights[3]);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        float sum = out[i];
+        sum += (weight(rows[0], i, dtype) - base[i]) * weights[0];
+        sum += (weight(rows[1], i, dtype) - base[i]) * weights[1];
+        sum += (weight(rows[2], i, dtype) - base[i]) * weights[2];
+        sum += (weight(rows[3], i, dtype) - base[i]) * weights[3];
+        out[i] = sum;
+    }
 }
 
 INLINE void mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
@@ -274,20 +288,27 @@ INLINE void add_scaled(const char *row, const float *restrict base, float coeffi
 }
 
 INLINE uint16_t to_bfloat16(float value) { /* to nearest, ties to even; what is too large becomes infinite */
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
+    const uint32_t bits = to_bits(value);
     const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), not_a_number = bits | 0x00400000;
     return (uint16_t)(((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded) >> 16);
 }
 
-INLINE void narrow(const float *restrict values, ptrdiff_t n, uint16_t *restrict out) {
-    for (ptrdiff_t i = 0; i < n; i++) out[i] = to_bfloat16(values[i]);
+/* Return whether one of the stored values is not finite. */
+INLINE uint32_t store_bfloat16(const float *restrict values, ptrdiff_t n, uint16_t *restrict out) {
+    uint32_t found = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        out[i] = to_bfloat16(values[i]);
+        found |= (out[i] & 0x7f80) == 0x7f80;
+    }
+    return found;
 }
 
-INLINE uint32_t any_not_finite(const char *row, ptrdiff_t n, enum dtype dtype) { /* of BF16 or F32 */
-    const uint32_t exponent = dtype == F32 ? 0x7f800000 : 0x7f80;
+INLINE uint32_t store_float32(const float *restrict values, ptrdiff_t n, float *restrict out) {
     uint32_t found = 0;
-    for (ptrdiff_t i = 0; i < n; i++) found |= (bits_of(row, i, dtype) & exponent) == exponent;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        out[i] = values[i];
+        found |= (to_bits(values[i]) & 0x7f800000) == 0x7f800000;
+    }
     return found;
 }
 
@@ -305,9 +326,8 @@ INLINE int add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, const
             FOR_DTYPE(term->dtype, add_scaled, values, term->is_step ? from : nothing, term->coefficient, m, sums);
         }
         for (ptrdiff_t i = 0; i < m; i++) sums[i] += from[i];
-        if (dtype == F32) memcpy((float *)out + at, sums, sizeof(float) * (size_t)m);
-        else narrow(sums, m, (uint16_t *)out + at);
-        FOR_DTYPE(dtype, not_finite |= any_not_finite, out + at * item_bytes(dtype), m);
+        if (dtype == F32) not_finite |= store_float32(sums, m, (float *)out + at);
+        else not_finite |= store_bfloat16(sums, m, (uint16_t *)out + at);
     }
     return !not_finite;
 }
@@ -334,6 +354,11 @@ static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_c
 #define add_terms_avx2 add_terms
 static int has_avx2(void) { return 0; }
 #endif
+
+/* Grows with every change of what is declared here and in kernels.py: another one's library must not be called. */
+int relex_kernels_version(void) { return 1; }
+
+int relex_uses_avx2(void) { return has_avx2(); }
 
 static ptrdiff_t padded(ptrdiff_t steps) { return (steps + GRANULE - 1) / GRANULE * GRANULE; }
 

@@ -21,6 +21,10 @@ from relex_core.dtypes import NUMPY_DTYPES
 _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F16", "F32"))}
 
 
+VERSION = 1
+"""Of kernels.c, as `relex_kernels_version` there."""
+
+
 class _Stripe(ctypes.Structure):
     """`struct stripe`."""
 
@@ -60,6 +64,7 @@ class Kernels:
             base: "n".
             block: columns of a block.
         """
+        self._require(slices, base)
         blocks = -(-slices.shape[1] // block)
         grams, squares = np.empty((blocks, self._steps, self._steps)), np.empty(blocks)
         self._library.relex_block_grams(
@@ -75,9 +80,17 @@ class Kernels:
             base: "n".
             weights: "r T", float32, contiguous.
         """
+        self._require(slices, base)
+        if weights.shape[1] != self._steps or weights.dtype != np.float32 or not weights.flags.c_contiguous:
+            raise ValueError(f"weights {weights.dtype} {weights.shape} for {self._steps} steps")
         mixed = np.empty((len(weights), slices.shape[1]), np.float32)
         self._library.relex_mix(_stripe(slices, base), weights.ctypes.data, len(weights), mixed.ctypes.data)
         return mixed
+
+    def _require(self, slices: np.ndarray, base: np.ndarray) -> None:
+        """C would read and write beyond the arrays; numpy raises an error of this kind by itself."""
+        if slices.shape != (self._steps, len(base)):
+            raise ValueError(f"slices {slices.shape} for {self._steps} steps of {len(base)} weights")
 
 
 @dataclass(frozen=True)
@@ -101,11 +114,10 @@ class _Term(ctypes.Structure):
     )
 
 
-def can_add(sources: Iterable[np.ndarray], results: Iterable[np.ndarray]) -> bool:
-    """Whether `add_parts` can read these sources and write these results; arrays "n"."""
-    written = {NUMPY_DTYPES["BF16"], NUMPY_DTYPES["F32"]}
-    return all(result.dtype in written for result in results) and all(
-        source.dtype in _DTYPES and source.flags.c_contiguous for source in sources
+def can_add(sources: Iterable[np.ndarray], result: np.ndarray) -> bool:
+    """Whether `add_parts` can read these sources and write this result; arrays "n"."""
+    return result.dtype in (NUMPY_DTYPES["BF16"], NUMPY_DTYPES["F32"]) and all(
+        array.dtype in _DTYPES and array.flags.c_contiguous for array in (*sources, result)
     )
 
 
@@ -120,6 +132,8 @@ def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out
     Returns:
         Whether all of `out` is finite.
     """
+    if any(len(array) != len(base) for array in (out, *(part.values for part in parts))):
+        raise ValueError("arrays of different lengths")
     terms = (_Term * len(parts))(
         *(_Term(p.values.ctypes.data, _DTYPES[p.values.dtype], p.is_step, p.coefficient) for p in parts)
     )
@@ -129,12 +143,14 @@ def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out
 
 @cache
 def compiled_library() -> ctypes.CDLL | None:
-    """The compiled kernels.c; None where relex was installed without a C compiler."""
+    """The compiled kernels.c; None where relex was installed without a C compiler, or from another version's source."""
     candidates = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
         return None
-    return declare(ctypes.CDLL(str(found)))
+    library = ctypes.CDLL(str(found))
+    version = getattr(library, "relex_kernels_version", None)
+    return declare(library) if version is not None and version() == VERSION else None
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -148,6 +164,16 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.relex_add_terms.restype = number
     library.relex_block_grams.restype = library.relex_mix.restype = None
     return library
+
+
+def processor_name(library: ctypes.CDLL | None) -> str:
+    """What computes, for fit.json: "cpu, AVX2", "cpu" (another processor) or "cpu, numpy" (without compiled kernels).
+
+    Results of different ones agree to float32 rounding, not to the byte.
+    """
+    if library is None:
+        return "cpu, numpy"
+    return "cpu, AVX2" if library.relex_uses_avx2() else "cpu"
 
 
 def _stripe(slices: np.ndarray, base: np.ndarray) -> _Stripe:

@@ -8,7 +8,6 @@ Pure: arrays in, arrays out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import CDLL
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +15,8 @@ import numpy as np
 from relex_core.dtypes import finite
 from relex_core.kernels import Part, add_parts, can_add, compiled_library
 
-TILE = 64 * 1024
-"""Weights that are mixed at a time: their float32 values stay in the cache."""
-
-CALL = 256 * 1024
-"""Weights that compiled code mixes at a time; it has tiles of its own."""
+TILE = 128 * 1024
+"""Weights that are mixed at a time: what several candidates have in common stays in the cache."""
 
 Column = tuple[str, int | None]
 """A stored column and the spatial rank that it is cut to; None: as it is."""
@@ -46,56 +42,44 @@ class Terms:
 def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[tuple[np.ndarray, bool]]:
     """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype; and whether all of it is finite.
 
-    Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache.
+    Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache. A candidate's bytes do
+    not depend on what else is mixed with it.
     """
     results = [np.empty(len(slices.base), dtype) for dtype in dtypes]
-    sources = (slices.base, *slices.columns.values(), *slices.observed.values())
-    library = compiled_library()
-    if library and can_add(sources, results):
-        sound = _mix_compiled(library, slices, candidates, results)
-    else:
-        _mix_with_numpy(slices, candidates, results)
-        sound = [finite(result) for result in results]
+    sound = [True] * len(results)
+    for start in range(0, len(slices.base), TILE):
+        tile = _tile(slices, slice(start, start + TILE))
+        for number, (terms, result) in enumerate(zip(candidates, results, strict=True)):
+            sound[number] &= _mix(tile, terms, result[start : start + TILE])
     return list(zip(results, sound, strict=True))
 
 
-def _mix_compiled(
-    library: CDLL, slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]
-) -> list[bool]:
-    sound = [True] * len(results)
-    for start in range(0, len(slices.base), CALL):
-        tile = slice(start, start + CALL)
-        for number, (terms, result) in enumerate(zip(candidates, results, strict=True)):
-            parts = [Part(slices.columns[key][tile], a, False) for key, a in terms.columns.items() if a != 0.0]
-            parts += [Part(slices.observed[step][tile], b, True) for step, b in terms.observed.items() if b != 0.0]
-            if parts:
-                sound[number] &= add_parts(library, slices.base[tile], parts, result[tile])
-            else:
-                result[tile] = slices.base[tile]
-                sound[number] &= finite(result[tile])
-    return sound
+def _tile(slices: Slices, tile: slice) -> Slices:
+    columns = {key: column[tile] for key, column in slices.columns.items()}
+    return Slices(slices.base[tile], columns, {step: weights[tile] for step, weights in slices.observed.items()})
 
 
-def _mix_with_numpy(slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> None:
-    wide = np.dtype(np.float64) in (slices.base.dtype, *(result.dtype for result in results))
-    working = np.float64 if wide else np.float32
+def _mix(slices: Slices, terms: Terms, result: np.ndarray) -> bool:
+    """One tile of one candidate; returns whether it is finite."""
+    parts = [Part(slices.columns[key], a, is_step=False) for key, a in terms.columns.items() if a != 0.0]
+    parts += [Part(slices.observed[step], b, is_step=True) for step, b in terms.observed.items() if b != 0.0]
+    library = compiled_library()
+    if parts and library and can_add((slices.base, *(part.values for part in parts)), result):
+        return add_parts(library, slices.base, parts, result)
     with np.errstate(over="ignore"):  # infinities in the result tell the caller
-        for start in range(0, len(slices.base), TILE):
-            tile = slice(start, start + TILE)
-            base = slices.base[tile].astype(working, copy=False)
-            columns = {key: column[tile].astype(working, copy=False) for key, column in slices.columns.items()}
-            deltas = {
-                step: np.subtract(weights[tile].astype(working), base) for step, weights in slices.observed.items()
-            }
-            for terms, result in zip(candidates, results, strict=True):
-                parts = [(columns[key], a) for key, a in terms.columns.items() if a != 0.0]
-                parts += [(deltas[step], b) for step, b in terms.observed.items() if b != 0.0]
-                result[tile] = _sum(base, parts) if parts else slices.base[tile]  # bit for bit, negative zeros included
+        result[...] = (
+            _sum(slices.base, parts, result.dtype) if parts else slices.base
+        )  # bit for bit, negative zeros too
+    return finite(result)
 
 
-def _sum(base: np.ndarray, parts: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+def _sum(stored_base: np.ndarray, parts: Sequence[Part], dtype: np.dtype) -> np.ndarray:
+    wide = np.dtype(np.float64) in (stored_base.dtype, dtype)
+    working = np.dtype(np.float64 if wide else np.float32)
+    base = stored_base.astype(working, copy=False)
     displacement = np.zeros_like(base)
-    for part, coefficient in parts:
-        displacement += part * base.dtype.type(coefficient)
+    for part in parts:
+        values = part.values.astype(working)
+        displacement += (values - base if part.is_step else values) * working.type(part.coefficient)
     displacement += base
     return displacement

@@ -179,6 +179,20 @@ def test_bfloat16_directions(tmp_path: Path) -> None:
     assert direction.dtype == torch.bfloat16 and float(direction.double().norm()) == pytest.approx(1, abs=0.01)
 
 
+def test_a_nan_that_the_base_has_too_is_refused_where_the_tensor_moved(tmp_path: Path) -> None:
+    """In another stripe than what moved, and beside a frozen tensor that may hold what it likes."""
+    base = {"moved": torch.zeros(200_000), "frozen": torch.full((5,), float("nan"))}
+    base["moved"][150_000] = torch.finfo(torch.float32).min  # a mask's value; its square is infinite
+    states = {step: {name: tensor.clone() for name, tensor in base.items()} for step in STEPS}
+    for step, state in states.items():
+        state["moved"][9] = 0.1 * step
+    assert fit(write_run(tmp_path, base, states, out="sound")).tensors["moved"].moved
+    for tensors in (base, *states.values()):
+        tensors["moved"][150_000] = float("nan")
+    with pytest.raises(DataError, match="base holds NaN.* in tensor moved"):
+        fit(write_run(tmp_path / "unsound", base, states))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_weights_are_refused_with_step_and_tensor(tmp_path: Path, bad: float) -> None:
     base = random_base()

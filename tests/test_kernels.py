@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import ml_dtypes
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from relex_core import kernels
 from relex_core.kernels import Kernels, Part, add_parts, compiled_library, declare
-from relex_core.mixing import CALL, Slices, Terms, mix_tiles
+from relex_core.mixing import TILE, Slices, Terms, mix_tiles
+from relex_core.plan import tile_bytes
 
 SOURCE = Path(kernels.__file__).with_name("kernels.c")
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -27,19 +29,24 @@ DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
 
-@pytest.fixture
-def library() -> ctypes.CDLL:
+def installed() -> ctypes.CDLL:
     found = compiled_library()
     if found is None:
+        assert COMPILER is None, "there is a compiler, but no kernels: install relex again (pip install -e .)"
         pytest.skip("relex was installed without a C compiler")
     return found
 
 
-def compiled(out: Path, *options: str) -> Path:
+@pytest.fixture
+def library() -> ctypes.CDLL:
+    return installed()
+
+
+def compiled(out: Path, *options: str, source: Path = SOURCE) -> Path:
     """The kernels, compiled otherwise than they were installed."""
     assert COMPILER
-    shared = ("-shared", "-fPIC", "-Wno-psabi", "-O1", "-fno-trapping-math")
-    subprocess.run([COMPILER, *shared, *options, str(SOURCE), "-o", str(out)], check=True)
+    shared = ("-shared", "-fPIC", "-Wno-psabi", "-fno-trapping-math", "-fno-strict-aliasing")
+    subprocess.run([COMPILER, *shared, *options, str(source), "-o", str(out)], check=True)
     return out
 
 
@@ -80,10 +87,7 @@ def assert_equal_to_float64(library: ctypes.CDLL, slices: np.ndarray, base: np.n
     seed=st.integers(0, 2**16),
 )
 def test_equal_to_float64(steps: int, columns: int, dtype: str, base_dtype: str, changed: float, seed: int) -> None:
-    library = compiled_library()
-    if library is None:
-        pytest.skip("relex was installed without a C compiler")
-    assert_equal_to_float64(library, *window(steps, columns, dtype, base_dtype, changed, seed))
+    assert_equal_to_float64(installed(), *window(steps, columns, dtype, base_dtype, changed, seed))
 
 
 def test_columns_that_move_only_for_a_while_are_not_left_out(library: ctypes.CDLL) -> None:
@@ -95,7 +99,7 @@ def test_columns_that_move_only_for_a_while_are_not_left_out(library: ctypes.CDL
 
 @settings(deadline=None, max_examples=60)
 @given(
-    columns=st.sampled_from([1, 7, 511, 513, 1500, CALL + 9]),
+    columns=st.sampled_from([1, 7, 511, 513, 1500, TILE + 9]),
     dtypes=st.tuples(*[st.sampled_from(sorted(DTYPES))] * 3),
     out=st.sampled_from(["BF16", "F32"]),
     coefficients=st.lists(st.sampled_from([0.0, -1.0, 0.3, 2.5]), min_size=2, max_size=2),
@@ -145,6 +149,62 @@ def test_a_value_that_is_not_finite_spoils_its_block(value: float, changed: floa
     assert np.isfinite(grams[0]).all() and not np.isfinite(grams[1]).all()
 
 
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("changed", [0.1, 1.0])
+def test_the_same_bytes_wherever_a_stripe_ends(dtype: str, changed: float, library: ctypes.CDLL) -> None:
+    slices, base = window(13, 2 * BLOCK + 77, dtype, dtype, changed)
+    weights = np.random.default_rng(1).standard_normal((2, 13)).astype(np.float32)
+    kernel, cuts = Kernels(library, 13), [slice(0, BLOCK), slice(BLOCK, 2 * BLOCK), slice(2 * BLOCK, None)]
+    grams = [kernel.block_grams(slices[:, cut], base[cut], BLOCK)[0] for cut in cuts]
+    np.testing.assert_array_equal(np.concatenate(grams), kernel.block_grams(slices, base, BLOCK)[0])
+    mixed = [kernel.mix(slices[:, cut], base[cut], weights) for cut in cuts]
+    np.testing.assert_array_equal(np.concatenate(mixed, axis=1), kernel.mix(slices, base, weights))
+
+
+def test_a_candidates_bytes_do_not_depend_on_the_others() -> None:
+    (step,), base = window(1, 3000, "F32", "BF16", 0.7)
+    direction = np.random.default_rng(2).standard_normal(3000).astype(np.float32)
+    slices = Slices(base, {("direction", None): direction}, {5: step, 6: step.astype(np.float64)})
+    dtype, one = np.dtype(np.float32), Terms({("direction", None): 0.3}, {5: 1.7})
+    (alone,), (beside, _) = (
+        mix_tiles(slices, [one], [dtype]),
+        mix_tiles(slices, [one, Terms({}, {6: 0.5})], [dtype] * 2),
+    )
+    np.testing.assert_array_equal(alone[0], beside[0])
+
+
+def test_arrays_that_do_not_belong_together_are_refused(library: ctypes.CDLL) -> None:
+    kernel, slices, base = Kernels(library, 3), np.zeros((3, 8), np.float32), np.zeros(8, np.float32)
+    for wrong in ((np.zeros((4, 8), np.float32), base), (slices, np.zeros(7, np.float32))):
+        with pytest.raises(ValueError, match="slices"):
+            kernel.block_grams(*wrong, BLOCK)
+        with pytest.raises(ValueError, match="slices"):
+            kernel.mix(*wrong, np.zeros((1, 3), np.float32))
+    for weights in (np.zeros((1, 4), np.float32), np.zeros((1, 3))):
+        with pytest.raises(ValueError, match="weights"):
+            kernel.mix(slices, base, weights)
+    with pytest.raises(ValueError, match="lengths"):
+        add_parts(library, base, [Part(slices[0, :7], 1.0, False)], base)
+
+
+def test_the_plan_knows_the_scratch_memory(library: ctypes.CDLL) -> None:
+    for steps in (1, 11, 12, 13, 150, 1000, 4000):
+        assert library.relex_scratch_bytes(steps) <= tile_bytes(steps)
+
+
+@needs_compiler
+def test_another_versions_library_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suffix = EXTENSION_SUFFIXES[0]
+    for number, expected in ((kernels.VERSION, True), (kernels.VERSION + 1, False)):
+        older = SOURCE.read_text().replace(f"{{ return {kernels.VERSION}; }}", f"{{ return {number}; }}")
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "kernels.c").write_text(older)
+        compiled(folder / f"_kernels{suffix}", source=folder / "kernels.c")
+        monkeypatch.setattr(kernels, "__file__", str(folder / "kernels.py"))
+        assert (compiled_library.__wrapped__() is not None) is expected
+
+
 def test_float64_is_left_to_numpy(library: ctypes.CDLL) -> None:
     kernel = Kernels(library, 2)
     assert kernel.take(np.zeros((2, 3), np.float32), np.zeros(3, np.float16))
@@ -155,7 +215,7 @@ def test_float64_is_left_to_numpy(library: ctypes.CDLL) -> None:
 
 @needs_compiler
 def test_the_code_for_other_processors_gives_the_same(tmp_path: Path) -> None:
-    library = declare(ctypes.CDLL(str(compiled(tmp_path / "portable.so", "-DPORTABLE"))))
+    library = declare(ctypes.CDLL(str(compiled(tmp_path / "portable.so", "-O3", "-DPORTABLE"))))
     for changed in (0.1, 1.0):
         assert_equal_to_float64(library, *window(13, 2 * BLOCK + 77, "BF16", "BF16", changed))
 
@@ -166,7 +226,9 @@ def test_nothing_beyond_the_arrays_is_touched(tmp_path: Path) -> None:
     runtime = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(runtime).is_file():
         pytest.skip("this compiler has no address sanitizer")
-    library = compiled(tmp_path / "checked.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+    library = compiled(
+        tmp_path / "checked.so", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"
+    )
     script = """
 import ctypes, sys
 import numpy as np
@@ -180,7 +242,8 @@ for steps in (1, 2, 3, 5, 12, 13):
                 base_dtype = "F32" if columns == 9 else dtype
                 slices, base = window(steps, columns, dtype, base_dtype, changed)
                 assert_equal_to_float64(library, slices, base)
-                add_parts(library, base, [Part(row, 0.5, True) for row in slices], np.empty(columns, np.float32))
+                for out in (np.empty(columns, np.float32), np.empty(columns, DTYPES["BF16"])):
+                    add_parts(library, base, [Part(row.copy(), 0.5, True) for row in slices], out)
 print("whole")
 """
     path = os.pathsep.join([str(SOURCE.parents[1]), str(Path(__file__).parent)])

@@ -26,6 +26,8 @@ MAX_DIMENSIONS = 64
 # The length, then exactly the header: a first read that reached into the tensors would overlap their ranges, and an
 # object store proves a checksum only for ranges that lie side by side.
 FIRST_READ_BYTES = 8
+# What is remembered of headers: more would hold memory that the fit has plans for.
+KEPT_HEADER_BYTES, KEPT_HEADERS = 256 * 1024, 64
 
 
 class TornFile(DataError):
@@ -96,13 +98,12 @@ def parse_header(text: bytes, *, file_size: int, where: str) -> Header:
         TornFile, DataError: as for `read_header`.
     """
     try:
-        return _parsed(text, file_size)
+        return _parsed_before(text, file_size) if len(text) <= KEPT_HEADER_BYTES else _parsed(text, file_size)
     except DataError as error:
         place = f"{where}, {error.where}" if error.where else where
         raise type(error)(error.what, where=place, expected=error.expected, next_step=error.next_step) from None
 
 
-@lru_cache(maxsize=64)  # the steps of a run have equal headers, of up to a hundred thousand tensors
 def _parsed(text: bytes, file_size: int) -> Header:
     """`where` of its errors is the tensor's part alone."""
     try:
@@ -126,6 +127,10 @@ def _parsed(text: bytes, file_size: int) -> Header:
     if end < file_size:
         raise DataError(f"{file_size - end} bytes follow the last tensor", expected=f"{end} bytes")
     return Header(tuple(entry for _, _, entry in entries), metadata)
+
+
+# The steps of a run have equal headers.
+_parsed_before = lru_cache(maxsize=KEPT_HEADERS)(_parsed)
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

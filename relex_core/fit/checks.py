@@ -31,9 +31,9 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     """Name the step and tensor of a value that spoiled a Gram matrix.
 
     Raises:
-        DataError: the part's Gram matrix is not finite; or the base is not, and the part moved.
+        DataError: the part's Gram matrix is not finite.
     """
-    if part.grams is None or (np.isfinite(part.grams).all() and (_finite_base(part) or not part.grams.any())):
+    if part.grams is None or np.isfinite(part.grams).all():
         return
     name = part.segment.tensor.name
     if not finite(part.base):
@@ -54,9 +54,16 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     )
 
 
-def _finite_base(part: Part) -> bool:
-    """Columns that never changed may be left out of a Gram matrix, and with them a NaN that the base has too."""
-    return part.base_squares is None or bool(np.isfinite(part.base_squares).all())
+def refuse_nan_base(tensor: str, gram: np.ndarray, base_square: float) -> None:
+    """Refuse a NaN of the base that no step replaced: columns that never changed may be left out of Gram matrices.
+
+    Frozen tensors may hold what they like.
+
+    Raises:
+        DataError: the tensor moved, and the norm of its base is not a number.
+    """
+    if gram.any() and np.isnan(base_square):
+        raise DataError(f"the base holds NaN in tensor {tensor}", where="base", next_step="use a sound base")
 
 
 class FittedSoFar:

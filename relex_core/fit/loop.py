@@ -23,7 +23,7 @@ from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_w
 from relex_core.collect import load_spec_of
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, decompose, stored_basis
-from relex_core.fit.checks import FittedSoFar, refuse_non_finite
+from relex_core.fit.checks import FittedSoFar, refuse_nan_base, refuse_non_finite
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
 from relex_core.fit.gram import mix
@@ -150,6 +150,7 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> tuple
                 parts.append(part)
             else:
                 stream.done(part)
+        refuse_nan_base(tensor.name, grams, square)
         result.grams[tensor.name], result.base_squares[tensor.name] = grams, square
         basis = stored_basis(decompose(grams, context.spec.rank), context.manifest.steps, context.spec)
         again: Iterable[Part] = parts if held else stream.parts(tensor)

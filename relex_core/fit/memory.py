@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from relex_core.kernels import Kernels, compiled_library
+from relex_core.kernels import Kernels, compiled_library, processor_name
 from relex_core.plan import tile_columns
 
 Array = Any
@@ -23,7 +23,7 @@ class Memory(Protocol):
     """Makes arrays, and moves them to where the arithmetic is done and back. Safe to use from several threads."""
 
     name: str
-    """As fit.json calls it: "cpu", "cpu, numpy" (without compiled kernels), "cuda:0"."""
+    """As fit.json calls it: as `kernels.processor_name` or "cuda:0"."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array where the arithmetic is done; dtype: "float32" or "float64"."""
@@ -59,7 +59,7 @@ class HostMemory:
 
     def __init__(self, compiled: bool = True) -> None:
         self._library = compiled_library() if compiled else None
-        self.name = "cpu" if self._library else "cpu, numpy"
+        self.name = processor_name(self._library)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.empty(shape, dtype)

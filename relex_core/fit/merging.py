@@ -90,5 +90,5 @@ def _artifact(
         seconds=sum(result.seconds for result in results),
         bytes_read=sum(result.bytes_read for result in results),
         peak_rss_bytes=max((result.peak_rss_bytes for result in results), default=0),
-        device=results[0].device if results else "",
+        device="; ".join(dict.fromkeys(result.device for result in results)),
     )
