@@ -189,7 +189,7 @@ def test_a_nan_that_the_base_has_too_is_refused_where_the_tensor_moved(tmp_path:
     assert fit(write_run(tmp_path, base, states, out="sound")).tensors["moved"].moved
     for tensors in (base, *states.values()):
         tensors["moved"][150_000] = float("nan")
-    with pytest.raises(DataError, match="base holds NaN.* in tensor moved"):
+    with pytest.raises(DataError, match=r"base holds NaN.* in tensor moved"):
         fit(write_run(tmp_path / "unsound", base, states))
 
 
