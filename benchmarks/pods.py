@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-DEFAULT = (12.8, 3.37, 0.0128)
+DEFAULT = (18.5, 4.09, 0.0149)
 """Measured on two cores of an AMD EPYC (docs/performance.md)."""
 
 

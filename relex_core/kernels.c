@@ -7,8 +7,8 @@
 
    and columns in which no step differs from the base are left out where they are many: reinforcement learning in
    bfloat16 changes few weights. Products are float32 within a tile, sums over tiles float64. kernels.py is the caller
-   and says what the arguments are. For GCC or clang; where neither was there when relex was installed, numpy does the
-   same in twice the time. */
+   and says what the arguments are. For GCC (clang has what is used, but was not tried); where there was no compiler when
+   relex was installed, numpy does the same in twice the time. */
 
 #include <stddef.h>
 #include <stdint.h>

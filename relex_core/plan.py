@@ -245,7 +245,10 @@ def plan_groups(manifest: WindowManifest, base_dtypes: Mapping[str, str], spec: 
 
 
 def shard_groups(groups: Sequence[Group], shard: int, shards: int) -> list[Group]:
-    """The groups of shard `shard` (from 1) of `shards`: consecutive groups, of about equal weights."""
+    """The groups of shard `shard` (from 1) of `shards`: consecutive groups, of about equal weights.
+
+    Of weights, not of bytes to read: second reads depend on the memory budget, and all pods must share out alike.
+    """
     weights = [sum(tensor.numel for tensor in group.tensors) for group in groups]
     total = max(sum(weights), 1)
     # Twice the middle of each group, in whole numbers; a last group without weights ends the last shard.
@@ -261,8 +264,8 @@ def direction_item_bytes(spec: FitSpec) -> int:
 
 def tile_bytes(steps: int) -> int:
     """Bytes of one worker's scratch memory: numpy's tile of deltas, and that of kernels.c with its float64 sums."""
-    rows = -(-steps // 12) * 12
-    return 4 * (steps + 1) * tile_columns(steps) + rows * (4 * 528 + 8 * rows) + 8192
+    rows, pitch = -(-steps // 12) * 12, 528  # as in kernels.c
+    return 4 * (steps + 1) * tile_columns(steps) + rows * (4 * pitch + 8 * rows) + 8192
 
 
 def tile_columns(steps: int) -> int:
