@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import ValidationError
-
 from relex_core import layout
-from relex_core.checkpoints.adapter import adapter_differences, holds_adapter
 from relex_core.checkpoints.checkpoint import CONFIG, open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
+from relex_core.checkpoints.kinds import holds_adapter
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.checkpoints.safetensors_file import FLOATS
-from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowError, WindowNotReady
+from relex_core.errors import DataError, SpecError, WindowError, WindowNotReady
 from relex_core.events import record_event
 from relex_core.manifest import (
     BaseRecord,
@@ -29,8 +27,8 @@ from relex_core.manifest import (
     load_manifest,
 )
 from relex_core.observe import observe_settled, torn_below
-from relex_core.spec import RunSpec, WindowSpec
-from relex_core.storage import ObjectInfo, exists, open_store, read_bytes, write_bytes
+from relex_core.spec import RunSpec, WindowSpec, load_spec_of
+from relex_core.storage import ObjectInfo, exists, open_store, write_bytes
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
 COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
@@ -93,28 +91,6 @@ def claim_run_directory(spec: RunSpec) -> None:
         if old == spec:
             return
     write_bytes(store, layout.SPEC, spec.model_dump_json(indent=1).encode())
-
-
-def load_spec_of(run: str) -> RunSpec:
-    """Read RUN/spec.json.
-
-    Raises:
-        WindowNotReady: nothing was collected into this directory.
-        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
-    """
-    where = f"{run}/{layout.SPEC}"
-    try:
-        return RunSpec.model_validate_json(read_bytes(open_store(run), layout.SPEC))
-    except ObjectNotFound:
-        raise WindowNotReady(
-            "this is no run directory", where=where, next_step=f"relex collect SPEC --out {run}"
-        ) from None
-    except ValidationError as error:
-        raise DataError(
-            f"not a resolved spec: {error}",
-            where=where,
-            next_step="collect into a new run directory; do not edit spec.json",
-        ) from None
 
 
 def find_window(spec: RunSpec) -> WindowManifest:
@@ -226,6 +202,8 @@ def _window(spec: RunSpec, steps: Sequence[ObservedStep]) -> list[ObservedStep]:
 def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) -> list[str]:
     """What keeps `checkpoint` from being a step of a run that started from `base` and whose first step is `first`."""
     if checkpoint.adapter or first.adapter:
+        from relex_core.checkpoints.adapter import adapter_differences
+
         return adapter_differences(checkpoint, base, first)
     problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
     problems += [
@@ -248,7 +226,7 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
 
 
 def _is_adapter(step: ObservedStep) -> bool:
-    return holds_adapter({info.name: info for info in step.checkpoint.files})
+    return holds_adapter([info.name for info in step.checkpoint.files])
 
 
 def _config_differences(config: Mapping[str, object], base: Mapping[str, object]) -> list[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.evaluate import evaluation_of
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
@@ -23,7 +22,7 @@ from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
 from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
-from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec
+from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
 __all__ = ["Decision", "decide", "delete_losers", "load_decision"]

@@ -33,7 +33,6 @@ from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.reader import TensorReader, open_checkpoint_reader
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.events import record_event
 from relex_core.fit import FitArtifact, load_fit
@@ -48,7 +47,7 @@ from relex_core.parallel import ordered_map
 from relex_core.progress import progress
 from relex_core.recipes import GUIDED, Recipe, candidate_recipes, choose_recipes, relex_recipes, worth_writing
 from relex_core.spatial_rank import automatic_ranks, ranks_of
-from relex_core.spec import CandidatesSpec
+from relex_core.spec import CandidatesSpec, load_spec_of
 from relex_core.storage import Store, Writer, open_store
 
 

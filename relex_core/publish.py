@@ -12,11 +12,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.events import record_event
 from relex_core.manifest import digest_of, load_manifest
-from relex_core.spec import RunSpec
+from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
 

@@ -296,6 +296,20 @@ def test_shards_give_the_same_fit_in_any_order(tmp_path: Path, shards: int) -> N
         assert path.read_bytes() == Path(run, "fit", path.name).read_bytes()
 
 
+def test_the_merge_takes_the_eigenvectors_that_the_directions_were_mixed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed again, on another machine, they may have other signs, or be others where two eigenvalues are equal."""
+    base = random_base()
+    states = random_walk(base, STEPS)
+    expected = fit(write_run(tmp_path, base, states))
+    run = write_run(tmp_path, base, states, out="shards")
+    fit_shard(run, 1, 1)
+    for routine in ("eigh", "svd", "qr", "lstsq"):
+        monkeypatch.delattr(np.linalg, routine)
+    assert merge(run).tensors == expected.tensors
+
+
 def test_the_promised_memory_is_kept(tmp_path: Path) -> None:
     """In a process of its own, with the smallest budget that the plan accepts for this window."""
     base = {f"w{i}": torch.randn(1_000_000).bfloat16() for i in range(6)}

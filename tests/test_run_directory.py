@@ -18,9 +18,10 @@ from support import (
 )
 from windows import trajectory, weights
 
-from relex_core.collect import collect, find_window, load_spec_of
+from relex_core.collect import collect, find_window
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
 from relex_core.manifest import FileRecord, load_manifest
+from relex_core.spec import load_spec_of
 
 
 def test_collect_writes_spec_and_window(tmp_path: Path) -> None:

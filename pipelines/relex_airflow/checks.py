@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.manifest import load_manifest
+from relex_core.spec import load_spec_of
 from relex_core.stages import Stage, markers
 from relex_core.storage import join_uri, open_store, read_bytes
 

@@ -33,11 +33,6 @@ FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[A
 FROZEN, TRAINED_BIAS, BIAS = ".base_layer.weight", ".base_layer.bias", ".bias"
 
 
-def holds_adapter(files: Mapping[str, ObjectInfo]) -> bool:
-    """Whether a folder's files are an adapter's, complete or not."""
-    return WEIGHTS_FILE in files
-
-
 def read_adapter(
     store: Store,
     files: Mapping[str, ObjectInfo],

@@ -9,9 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from relex_core.checkpoints.adapter import holds_adapter, read_adapter
 from relex_core.checkpoints.contents import Checkpoint, Extent, StoredTensor
-from relex_core.checkpoints.fsdp import holds_shards, read_shards
+from relex_core.checkpoints.kinds import holds_adapter, holds_shards
 from relex_core.checkpoints.safetensors_file import TensorEntry, TornFile, read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
@@ -36,10 +35,14 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     try:
         checkpoint.config = _config(store, by_name, checkpoint)
         if holds_adapter(by_name) and not by_name.keys() & {SINGLE_FILE, INDEX}:
+            from relex_core.checkpoints.adapter import read_adapter
+
             read = partial(_read_shard, store, expected=None, checkpoint=checkpoint)
             checkpoint.adapter = read_adapter(store, by_name, checkpoint, read)
             return checkpoint
         if holds_shards(by_name) and not by_name.keys() & {SINGLE_FILE, INDEX}:
+            from relex_core.checkpoints.fsdp import read_shards
+
             read_shards(store, by_name, checkpoint)
             return checkpoint
         shards = _shards(store, by_name, checkpoint)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from relex_core.checkpoints.adapter_config import AdapterConfig
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.storage import ObjectInfo
+
+if TYPE_CHECKING:
+    from relex_core.checkpoints.adapter_config import AdapterConfig
 
 WEIGHT = ".weight"
 

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from zlib import crc32
 
 from relex_core.checkpoints.contents import Checkpoint, Extent, StoredTensor
+from relex_core.checkpoints.kinds import FSDP_SHARD
 from relex_core.checkpoints.pickle_index import MAX_PICKLE_BYTES, DistributedTensor, LocalTensor, Placement, read_index
 from relex_core.checkpoints.pickle_machine import RefusedPickle
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, TornFile
 from relex_core.checkpoints.zip_storages import Member, read_member, read_members
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.storage import ObjectInfo, Store, read_bytes
-
-SHARD = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
 
 # verl keeps config and tokenizer there, whether or not it saves weights beside them.
 CONFIG = "huggingface/config.json"
@@ -92,11 +90,6 @@ class _Block:
         return *proof, self.local.offset, *self.local.shape
 
 
-def holds_shards(names: Iterable[str]) -> bool:
-    """Whether there is a shard file among these."""
-    return any(SHARD.fullmatch(name) for name in names)
-
-
 def read_shards(store: Store, files: Mapping[str, ObjectInfo], checkpoint: Checkpoint) -> None:
     """Fill `checkpoint` with the tensors of all ranks, and with every problem found.
 
@@ -130,7 +123,7 @@ def _files_of_ranks(files: Mapping[str, ObjectInfo], checkpoint: Checkpoint) -> 
     """The files of ranks 0, 1, ... in order; none unless all are there."""
     worlds: dict[int, dict[int, ObjectInfo]] = {}
     for name, info in files.items():
-        if match := SHARD.fullmatch(name):
+        if match := FSDP_SHARD.fullmatch(name):
             worlds.setdefault(int(match[1]), {})[int(match[2])] = info
     if len(worlds) > 1:
         checkpoint.wrong.append(f"shards of different world sizes lie together: {', '.join(map(str, sorted(worlds)))}")
@@ -148,7 +141,7 @@ def _files_of_ranks(files: Mapping[str, ObjectInfo], checkpoint: Checkpoint) -> 
 
 def _read_rank(store: Store, info: ObjectInfo, checkpoint: Checkpoint) -> Rank | None:
     checkpoint.files.append(info)
-    match = SHARD.fullmatch(info.name)
+    match = FSDP_SHARD.fullmatch(info.name)
     assert match is not None
     try:
         members = read_members(store, info)

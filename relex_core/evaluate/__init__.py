@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, choose, observed, references, written_candidates
 from relex_core.evaluate.results import EvalResult, ranking
@@ -25,7 +24,7 @@ from relex_core.evaluate.search import Round, part, rounds
 from relex_core.evaluate.stage import Part, Stage, evaluation_key, open_stage
 from relex_core.manifest import load_manifest
 from relex_core.recipes import recipes_of
-from relex_core.spec import EvaluationSpec, RunSpec
+from relex_core.spec import EvaluationSpec, RunSpec, load_spec_of
 from relex_core.storage import absolute_uri
 
 __all__ = [

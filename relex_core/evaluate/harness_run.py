@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, SpecError
 from relex_core.evaluate.candidates import Candidate, choose, references, written_candidates
 from relex_core.evaluate.generate import conditions
@@ -28,7 +27,7 @@ from relex_core.evaluate.scratch import local_checkpoint
 from relex_core.events import record_event
 from relex_core.manifest import load_manifest
 from relex_core.progress import progress
-from relex_core.spec import EvaluationSpec
+from relex_core.spec import EvaluationSpec, load_spec_of
 from relex_core.storage import Store, absolute_uri, open_store, write_bytes
 
 TASK_SECONDS = 24 * 3600.0

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from relex_core.checkpoints.adapter import holds_adapter
 from relex_core.checkpoints.checkpoint import CONFIG, INDEX, SINGLE_FILE, open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint, TensorInfo
-from relex_core.checkpoints.fsdp import holds_shards
+from relex_core.checkpoints.kinds import holds_adapter, holds_shards
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader
 from relex_core.checkpoints.writer import safetensors_writer
 from relex_core.collect import companion_files

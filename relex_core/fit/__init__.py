@@ -10,9 +10,9 @@ loaded by the first call, so that an artifact can be read back without them.
 from __future__ import annotations
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.fit.artifact import FitArtifact, load_fit
 from relex_core.manifest import load_manifest
+from relex_core.spec import load_spec_of
 from relex_core.storage import exists, open_store
 
 __all__ = ["FitArtifact", "fit", "fit_shard", "load_fit", "merge"]

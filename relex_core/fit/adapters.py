@@ -22,15 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
+from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
 from relex_core.fit.row_reads import row_reads
+from relex_core.fit.summary import tensor_fit
 from relex_core.lora.factors import LowRank, added, triangles
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
@@ -39,7 +40,7 @@ from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
 from relex_core.plan import Group, PlannedTensor, plan_groups, refuse_impossible, shard_groups
 from relex_core.progress import progress
-from relex_core.spec import FitSpec
+from relex_core.spec import FitSpec, load_spec_of
 from relex_core.storage import Store, open_store
 
 BASE_TILE = 1024 * 1024
@@ -78,6 +79,7 @@ class FittedTensor:
     tensor: PlannedTensor
     gram: np.ndarray
     base_square: float
+    fit: TensorFit
     basis: Basis | None
     """None if it never moved."""
     columns: dict[str, LowRank] = field(default_factory=dict)
@@ -139,6 +141,7 @@ def _write_group(context: AdapterFit, group: Group, fitted: Iterator[FittedTenso
         found = next(fitted)
         assert found.tensor is tensor, "tensors come in the order of the plan"
         result.grams[tensor.name], result.base_squares[tensor.name] = found.gram, found.base_square
+        result.tensors[tensor.name] = found.fit
         if found.columns:
             files.add_factors(tensor, found.columns)
         elif found.basis is not None:
@@ -154,7 +157,7 @@ def _fit_tensor(context: AdapterFit, tensor: PlannedTensor) -> FittedTensor:
         gram = np.zeros((len(context.observed),) * 2)
         for tile in _tiles(context, tensor):
             gram += tile @ tile.T
-        return FittedTensor(tensor, gram, base_square, _basis(context, gram))
+        return FittedTensor(tensor, gram, base_square, *_fit_and_basis(context, tensor, gram, base_square))
     _refuse_thawed(context, tensor)
     many = context.rows.map if context.rows else map
     deltas = list(many(lambda step: step.delta(tensor.name), context.observed))
@@ -162,19 +165,23 @@ def _fit_tensor(context: AdapterFit, tensor: PlannedTensor) -> FittedTensor:
     stack = added(deltas)
     del deltas
     gram = low_rank_gram(stack, ranks)
-    basis = _basis(context, gram)
+    fit, basis = _fit_and_basis(context, tensor, gram, base_square)
     if basis is None:
-        return FittedTensor(tensor, gram, base_square, None)
+        return FittedTensor(tensor, gram, base_square, fit, None)
     orthogonal = triangles(stack)
     columns = {
         name: orthogonal.mixed(np.repeat(weights, ranks))
         for name, weights in zip(basis.names, basis.mixing.T, strict=True)
     }
-    return FittedTensor(tensor, gram, base_square, basis, columns)
+    return FittedTensor(tensor, gram, base_square, fit, basis, columns)
 
 
-def _basis(context: AdapterFit, gram: np.ndarray) -> Basis | None:
-    return stored_basis(decompose(gram, context.spec.rank), context.manifest.steps, context.spec)
+def _fit_and_basis(
+    context: AdapterFit, tensor: PlannedTensor, gram: np.ndarray, base_square: float
+) -> tuple[TensorFit, Basis | None]:
+    steps, spec = context.manifest.steps, context.spec
+    spectrum = decompose(gram, spec.rank)
+    return tensor_fit(spectrum, gram, base_square, tensor.numel, steps, spec), stored_basis(spectrum, steps, spec)
 
 
 def _base_square(context: AdapterFit, tensor: PlannedTensor) -> float:

@@ -1,4 +1,4 @@
-"""What a fit stores: one file per tensor group and column of directions, and the Gram matrices."""
+"""What a fit stores: one file per tensor group and column of directions, and the Gram matrices with what they say."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import as_bytes
 from relex_core.errors import ObjectNotFound
+from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis
 from relex_core.fit.columns import STATE_COLUMN
 from relex_core.plan import Group, PlannedTensor
@@ -22,12 +23,15 @@ from relex_core.storage import Store, Writer
 
 @dataclass
 class GroupResult:
-    """What a group's Gram matrices say; enough to rebuild its part of fit.json."""
+    """Everything that fit.json and the forecast take from a group."""
 
     grams: dict[str, np.ndarray] = field(default_factory=dict)
     """By tensor: "T T", float64."""
     base_squares: dict[str, float] = field(default_factory=dict)
     """By tensor: ‖W_0‖²."""
+    tensors: dict[str, TensorFit] = field(default_factory=dict)
+    """By tensor. Made with the stored directions, never again from the Gram matrices: on another machine the same
+    eigenvectors may come with other signs or, where two eigenvalues are equal, as others."""
     seconds: float = 0.0
     bytes_read: int = 0
     peak_rss_bytes: int = 0
@@ -93,7 +97,8 @@ class GroupFiles:
 
 def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> None:
     """Write Gram matrices, with everything else that is known about their tensors in the file's metadata."""
-    facts = {name: value for name, value in vars(result).items() if name != "grams"}
+    facts = {name: value for name, value in vars(result).items() if name not in ("grams", "tensors")}
+    facts["tensors"] = {name: tensor.model_dump() for name, tensor in result.tensors.items()}
     metadata = {"format": "pt", "fit_key": fit_key, "facts": json.dumps(facts)}
     described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in result.grams.items()]
     with safetensors_writer(store, key, described, metadata) as stream:
@@ -108,7 +113,9 @@ def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:
     except ObjectNotFound:
         return None
     header = read_header(store, info)
-    result = GroupResult(**json.loads(header.metadata["facts"]))
+    facts = json.loads(header.metadata["facts"])
+    tensors = {name: TensorFit.model_validate(tensor) for name, tensor in facts.pop("tensors").items()}
+    result = GroupResult(tensors=tensors, **facts)
     for entry in header.tensors:
         gram = np.empty(entry.shape, dtype=np.float64)
         if gram.nbytes:

@@ -20,9 +20,8 @@ import numpy as np
 
 from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
-from relex_core.collect import load_spec_of
 from relex_core.dtypes import NUMPY_DTYPES
-from relex_core.fit.basis import Basis, decompose, stored_basis
+from relex_core.fit.basis import Basis, Spectrum, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar, refuse_nan_base, refuse_non_finite
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
@@ -31,11 +30,12 @@ from relex_core.fit.key import fit_key
 from relex_core.fit.memory import Memory
 from relex_core.fit.row_reads import row_reads
 from relex_core.fit.stream import Part, WindowStream
+from relex_core.fit.summary import tensor_fit
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
 from relex_core.plan import FitPlan, Group, PlannedTensor, plan_fit, shard_groups
 from relex_core.progress import progress
-from relex_core.spec import FitSpec
+from relex_core.spec import FitSpec, load_spec_of
 from relex_core.storage import Store, open_store
 
 
@@ -129,10 +129,20 @@ class _Meter:
         return spent
 
 
-def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> tuple[Group, GroupResult, GroupFiles]:
-    """Fit one group; its files have not appeared yet."""
+@dataclass(frozen=True)
+class _FittedGroup:
+    """A group whose files have not appeared yet."""
+
+    group: Group
+    result: GroupResult
+    spectra: dict[str, Spectrum]
+    """By tensor."""
+    files: GroupFiles
+
+
+def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _FittedGroup:
     result = GroupResult(device=context.memory.name)
-    written = context.files(group)
+    spectra, written = dict[str, Spectrum](), context.files(group)
     for tensor in group.tensors:
         if not tensor.floating:
             written.add_state(tensor, _changed_state(tensor, stream))
@@ -152,20 +162,26 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> tuple
                 stream.done(part)
         refuse_nan_base(tensor.name, grams, square)
         result.grams[tensor.name], result.base_squares[tensor.name] = grams, square
-        basis = stored_basis(decompose(grams, context.spec.rank), context.manifest.steps, context.spec)
+        spectra[tensor.name] = spectrum = decompose(grams, context.spec.rank)
+        basis = stored_basis(spectrum, context.manifest.steps, context.spec)
         again: Iterable[Part] = parts if held else stream.parts(tensor)
         if basis is None:
             for part in again:
                 stream.done(part)
         else:
             written.add(tensor, basis, _directions(context, again, basis, stream))
-    return group, result, written
+    return _FittedGroup(group, result, spectra, written)
 
 
-def _store_group(context: FitContext, meter: _Meter, fitted: tuple[Group, GroupResult, GroupFiles]) -> GroupResult:
+def _store_group(context: FitContext, meter: _Meter, fitted: _FittedGroup) -> GroupResult:
     """Let a group's files appear, the Gram matrices last: they say that the group is finished."""
-    group, result, written = fitted
-    written.finish()
+    group, result = fitted.group, fitted.result
+    fitted.files.finish()
+    for tensor in group.tensors:
+        if spectrum := fitted.spectra.get(tensor.name):
+            gram, square = result.grams[tensor.name], result.base_squares[tensor.name]
+            fit = tensor_fit(spectrum, gram, square, tensor.numel, context.manifest.steps, context.spec)
+            result.tensors[tensor.name] = fit
     result.seconds, result.bytes_read = meter.spent()
     result.peak_rss_bytes = peak_resident_bytes()
     write_grams(context.store, layout.group_gram(group.number, len(context.plan.groups)), result, context.key)

@@ -1,7 +1,7 @@
-"""From finished tensor groups to the artifact: Gram matrices are kept, everything else follows from them.
+"""From finished tensor groups to the artifact.
 
 Groups may come from one process or from many (`relex fit --shard i/N` in N pods); no weight is read here, unless two
-steps look identical.
+steps look identical, and nothing is computed again.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from relex_core import layout
 from relex_core.checkpoints.reader import base_dtypes_of
-from relex_core.collect import load_spec_of
 from relex_core.errors import WindowNotReady
 from relex_core.events import record_event
 from relex_core.fit.artifact import FitArtifact
@@ -21,10 +19,10 @@ from relex_core.fit.checks import refuse_another_base, refuse_identical_steps
 from relex_core.fit.columns import stored_columns
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
-from relex_core.fit.summary import summarise, tensor_fit
+from relex_core.fit.summary import summarise
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.plan import Group, plan_groups
-from relex_core.spec import RunSpec
+from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, open_store, write_bytes
 
 
@@ -41,8 +39,7 @@ def merge_groups(run: str) -> FitArtifact:
     total = sum(merged.grams.values(), np.zeros((len(manifest.steps),) * 2))
     refuse_another_base(total, sum(merged.base_squares.values()), manifest.steps, manifest.base.uri)
     refuse_identical_steps(total, manifest)
-    with threadpool_limits(1):  # as in the fit, whose eigenvectors the stored directions come from
-        artifact = _artifact(spec, manifest, groups, merged, results, key)
+    artifact = _artifact(spec, manifest, merged, results, key)
     write_grams(store, layout.GRAM, merged, key)
     write_bytes(store, layout.FIT, artifact.model_dump_json(indent=1).encode())
     for group in groups:
@@ -66,16 +63,11 @@ def _finished_groups(run: str, store: Store, groups: Sequence[Group], key: str) 
 def _artifact(
     spec: RunSpec,
     manifest: WindowManifest,
-    groups: Sequence[Group],
     merged: GroupResult,
     results: Sequence[GroupResult],
     key: str,
 ) -> FitArtifact:
-    numel = {tensor.name: tensor.numel for group in groups for tensor in group.tensors}
-    tensors = {
-        name: tensor_fit(gram, merged.base_squares[name], numel[name], manifest.steps, spec.fit)
-        for name, gram in merged.grams.items()
-    }
+    tensors = {name: tensor for result in results for name, tensor in result.tensors.items()}
     return FitArtifact(
         window_digest=manifest.digest,
         fit_key=key,

@@ -1,4 +1,4 @@
-"""From Gram matrices to the numbers of fit.json."""
+"""From Gram matrices and their eigenvectors to the numbers of fit.json."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from statistics import median
 import numpy as np
 
 from relex_core.fit.artifact import Component, Summary, TensorFit
-from relex_core.fit.basis import component_lines, decompose
+from relex_core.fit.basis import Spectrum, component_lines
 from relex_core.spec import FitSpec
 
 
-def tensor_fit(gram: np.ndarray, base_square: float, numel: int, steps: Sequence[int], spec: FitSpec) -> TensorFit:
+def tensor_fit(
+    spectrum: Spectrum, gram: np.ndarray, base_square: float, numel: int, steps: Sequence[int], spec: FitSpec
+) -> TensorFit:
     """One tensor's entry.
 
     Args:
+        spectrum: of the Gram matrix; the tensor's directions come from the same one.
         gram: "T T", float64.
         base_square: ‖W_0‖².
     """
-    spectrum = decompose(gram, spec.rank)
     components = [
         Component(coefficients=tuple(c.tolist()), polynomial=line.polynomial, r_squared=line.r_squared)
         for c, line in zip(spectrum.coefficients, component_lines(spectrum, steps, spec.degree), strict=True)

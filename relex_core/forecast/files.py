@@ -11,7 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from relex_core import __version__, layout
 from relex_core.checkpoints.safetensors_file import read_header
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.fit.artifact import load_fit
 from relex_core.fit.key import refuse_another_fit
@@ -19,7 +18,7 @@ from relex_core.forecast.build import build
 from relex_core.forecast.predictors import AVERAGES, SCALES
 from relex_core.forecast.results import Forecast
 from relex_core.manifest import digest_of, load_manifest
-from relex_core.spec import RunSpec
+from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
 
 FIT_KEY = "fit_key"

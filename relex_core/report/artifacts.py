@@ -10,7 +10,6 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from relex_core import layout
-from relex_core.collect import load_spec_of
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
 from relex_core.evaluate.cost import pipeline_seconds
@@ -19,7 +18,7 @@ from relex_core.evaluate.results import EvalResult
 from relex_core.fit.artifact import FitArtifact
 from relex_core.forecast import Forecast
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.spec import RunSpec
+from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes
 
 log = logging.getLogger("relex")

@@ -8,7 +8,7 @@ Relative paths in a spec file are relative to the folder of that file. Only `bas
 """
 
 from relex_core.spec.evaluation import DecisionSpec, EvaluationSpec, GuardSpec, HarnessGuardSpec, SplitSpec
-from relex_core.spec.loading import load_spec, resolve_layout, resolve_spec, spec_from_json
+from relex_core.spec.loading import load_spec, load_spec_of, resolve_layout, resolve_spec, spec_from_json
 from relex_core.spec.run_spec import RunSpec
 from relex_core.spec.sections import CandidatesSpec, CostSpec, FitSpec, LayoutSpec, SpatialRank, WindowSpec
 from relex_core.spec.tasks import FieldsSpec, GeneratedSpec, HubSpec, PromptSpec, TaskSpec
@@ -32,6 +32,7 @@ __all__ = [
     "TaskSpec",
     "WindowSpec",
     "load_spec",
+    "load_spec_of",
     "resolve_layout",
     "resolve_spec",
     "spec_from_json",

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from relex_core.errors import SpecError
+from relex_core import layout
+from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowNotReady
 from relex_core.json_text import DuplicateKey, parse_json
 from relex_core.spec.faults import all_faults
 from relex_core.spec.run_spec import RunSpec
@@ -59,6 +60,28 @@ def _load_stored(uri: str, out: str | None) -> RunSpec:
     """Nothing is relative to a folder of a bucket: what collect wrote holds absolute locations."""
     folder, _, name = uri.rpartition("/")
     return spec_from_json(read_bytes(open_store(folder), name).decode(errors="replace"), run_root=out or "", where=uri)
+
+
+def load_spec_of(run: str) -> RunSpec:
+    """Read RUN/spec.json.
+
+    Raises:
+        WindowNotReady: nothing was collected into this directory.
+        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
+    """
+    where = f"{run}/{layout.SPEC}"
+    try:
+        return RunSpec.model_validate_json(read_bytes(open_store(run), layout.SPEC))
+    except ObjectNotFound:
+        raise WindowNotReady(
+            "this is no run directory", where=where, next_step=f"relex collect SPEC --out {run}"
+        ) from None
+    except ValidationError as error:
+        raise DataError(
+            f"not a resolved spec: {error}",
+            where=where,
+            next_step="collect into a new run directory; do not edit spec.json",
+        ) from None
 
 
 def spec_from_json(
