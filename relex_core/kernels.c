@@ -20,10 +20,12 @@ enum dtype { BF16, F16, F32 }; /* kernels.py numbers them in this order */
 
 enum {
     LANES = 8,          /* floats of a vector: AVX2's registers; where they are shorter, the compiler splits them */
-    TILE = 512,         /* columns: a row is 2 KiB, so that the seven rows of a product stay in L1 */
+    TILE = 768,         /* columns: a row is 3 KiB, so that the seven rows of a product stay in L1 */
     PITCH = TILE + 16,  /* floats from one row of a tile to the next: not a power of two, which would share cache sets */
     ROWS = 3, COLUMNS = 4, /* of a product: 12 sums and 4 operands are the 16 registers of AVX2 */
+    STRIDE = 32,        /* columns that a product takes between two fetches: a cache line of 16-bit weights */
     GRANULE = 12,       /* rows of a tile are a multiple of both */
+    LINE = 64,          /* bytes of a cache line: where a tile starts in the middle of a vector, every other load takes two */
     FEW = 3,            /* columns are picked one by one where at most 1/FEW of them changed: else that takes longer */
 };
 
@@ -125,20 +127,23 @@ INLINE double sum(vector lanes) {
     return (double)((half[0] + half[1]) + (half[2] + half[3]));
 }
 
-/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums. Meanwhile it fetches a row of what the next tile
-   is made of: half of it where items have 4 bytes. */
+/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums; n is a multiple of STRIDE. Meanwhile it fetches a
+   row of what the next tile is made of: half of it where items have 4 bytes. */
 INLINE void multiply(const float *a, const float *b, ptrdiff_t n, double *sums, ptrdiff_t pitch, const char *next) {
     vector products[ROWS][COLUMNS] = {0};
-    for (ptrdiff_t k = 0; k < n; k += LANES) {
-        vector left[ROWS];
-        if (next && k % 32 == 0) __builtin_prefetch(next + 2 * k);
+    for (ptrdiff_t k = 0; k < n; k += STRIDE) {
+        __builtin_prefetch(next + 2 * k);
+#pragma GCC unroll 4
+        for (ptrdiff_t at = k; at < k + STRIDE; at += LANES) {
+            vector left[ROWS];
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) left[i] = load(a + i * PITCH + k);
+            for (int i = 0; i < ROWS; i++) left[i] = load(a + i * PITCH + at);
 #pragma GCC unroll 8
-        for (int j = 0; j < COLUMNS; j++) {
-            const vector right = load(b + j * PITCH + k);
+            for (int j = 0; j < COLUMNS; j++) {
+                const vector right = load(b + j * PITCH + at);
 #pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) products[i][j] += left[i] * right;
+                for (int i = 0; i < ROWS; i++) products[i][j] += left[i] * right;
+            }
         }
     }
     for (int i = 0; i < ROWS; i++)
@@ -153,23 +158,23 @@ struct stripe {
 };
 
 struct scratch {
-    double *sums;     /* rows x rows; the lower triangle counts */
+    float base[TILE]; /* starts with a cache line, as the tile */
     float *tile;      /* rows x PITCH: deltas of columns, not always neighbours */
+    double *sums;     /* rows x rows; the lower triangle counts */
     ptrdiff_t rows;   /* steps, rounded up to GRANULE; those beyond the steps stay zero */
     ptrdiff_t filled; /* columns of the tile */
-    float base[TILE];
     uint16_t changed[TILE]; /* of the columns in work: not zero where one changed */
     uint16_t at[TILE];      /* which ones did */
 };
 
 INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following) {
-    const ptrdiff_t n = (own->filled + LANES - 1) / LANES * LANES;
+    const ptrdiff_t n = (own->filled + STRIDE - 1) / STRIDE * STRIDE;
     ptrdiff_t fetched = 0;
     for (ptrdiff_t t = 0; t < in->steps; t++)
         for (ptrdiff_t k = own->filled; k < n; k++) own->tile[t * PITCH + k] = 0;
     for (ptrdiff_t i = 0; i < in->steps; i += ROWS)
         for (ptrdiff_t j = 0; j < i + ROWS && j < in->steps; j += COLUMNS) {
-            const char *next = NULL;
+            const char *next = (const char *)own->tile; /* is there already */
             if (fetched < in->steps && following < in->columns)
                 next = in->rows + fetched++ * in->stride + following * item_bytes(in->dtype);
             multiply(own->tile + i * PITCH, own->tile + j * PITCH, n, own->sums + i * own->rows + j, own->rows, next);
@@ -364,16 +369,18 @@ static ptrdiff_t padded(ptrdiff_t steps) { return (steps + GRANULE - 1) / GRANUL
 
 ptrdiff_t relex_scratch_bytes(ptrdiff_t steps) {
     const ptrdiff_t rows = padded(steps);
-    return (ptrdiff_t)sizeof(struct scratch) + rows * rows * (ptrdiff_t)sizeof(double)
-         + rows * PITCH * (ptrdiff_t)sizeof(float);
+    return (ptrdiff_t)sizeof(struct scratch) + 2 * (LINE - 1) + rows * PITCH * (ptrdiff_t)sizeof(float)
+         + rows * rows * (ptrdiff_t)sizeof(double);
 }
+
+static void *first_line(void *memory) { return (void *)(((uintptr_t)memory + LINE - 1) / LINE * LINE); }
 
 /* scratch: relex_scratch_bytes(in->steps), zero before its first use. */
 void relex_block_grams(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, void *scratch) {
-    struct scratch *own = scratch;
+    struct scratch *own = first_line(scratch);
     own->rows = padded(in->steps);
-    own->sums = (double *)(own + 1);
-    own->tile = (float *)(own->sums + own->rows * own->rows);
+    own->tile = first_line(own + 1);
+    own->sums = (double *)(own->tile + own->rows * PITCH);
     own->filled = 0;
     if (has_avx2()) gram_blocks_avx2(in, block, grams, squares, own);
     else gram_blocks(in, block, grams, squares, own);

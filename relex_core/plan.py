@@ -266,7 +266,7 @@ def direction_item_bytes(spec: FitSpec) -> int:
 
 def tile_bytes(steps: int) -> int:
     """Bytes of one worker's scratch memory: numpy's tile of deltas, and that of kernels.c with its float64 sums."""
-    rows, pitch = -(-steps // 12) * 12, 528  # as in kernels.c
+    rows, pitch = -(-steps // 12) * 12, 784  # as in kernels.c
     return 4 * (steps + 1) * tile_columns(steps) + rows * (4 * pitch + 8 * rows) + 8192
 
 
