@@ -37,6 +37,7 @@ def main(quiet: bool) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # relex shows its own
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # idle threads of numpy sleep, else they spin for 0.1 s
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it looks through all that is installed for some
     atexit.register(gc.freeze)  # else the interpreter's end looks through everything for cycles, for nothing
 
 
