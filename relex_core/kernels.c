@@ -21,7 +21,7 @@ enum dtype { BF16, F16, F32 }; /* kernels.py numbers them in this order */
 enum {
     LANES = 8,          /* floats of a vector: AVX2's registers; where they are shorter, the compiler splits them */
     TILE = 768,         /* columns: a row is 3 KiB, so that the seven rows of a product stay in L1 */
-    PITCH = TILE + 16,  /* floats from one row of a tile to the next: not a power of two, which would share cache sets */
+    PITCH = TILE + 16,  /* floats from one row of a tile to the next: an odd number of cache lines, or rows share cache sets */
     ROWS = 3, COLUMNS = 4, /* of a product: 12 sums and 4 operands are the 16 registers of AVX2 */
     STRIDE = 32,        /* columns that a product takes between two fetches: a cache line of 16-bit weights */
     GRANULE = 12,       /* rows of a tile are a multiple of both */
@@ -360,8 +360,9 @@ static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_c
 static int has_avx2(void) { return 0; }
 #endif
 
-/* Grows with every change of what is declared here and in kernels.py: another one's library must not be called. */
-int relex_kernels_version(void) { return 1; }
+/* Grows with every change of what is declared here and in kernels.py, and of the order of sums (TILE, STRIDE, ROWS): another
+   one's library must not be called, nor give other bytes. */
+int relex_kernels_version(void) { return 2; }
 
 int relex_uses_avx2(void) { return has_avx2(); }
 

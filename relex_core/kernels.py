@@ -21,7 +21,7 @@ from relex_core.dtypes import NUMPY_DTYPES
 _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F16", "F32"))}
 
 
-VERSION = 1
+VERSION = 2
 """Of kernels.c, as `relex_kernels_version` there."""
 
 

@@ -5,7 +5,7 @@ RUN/
   window.json                    WindowManifest (marker of collect)
   fit/direction-*.safetensors    stored directions, one file per tensor group
   fit/direction.factors-*.safetensors   those of low-rank tensors (LoRA runs), as factors
-  fit/gram-*.safetensors         the group's Gram matrices (marker of its group; gone when the fit is done)
+  fit/gram-*.safetensors         a group's Gram matrices and fits (marker of its group; gone when the fit is done)
   fit/gram.safetensors           all Gram matrices
   fit/fit.json                   marker of fit
   forecast.json                  held-out skill, null model, advice

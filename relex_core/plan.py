@@ -1,7 +1,7 @@
 """How a fit goes through the window: groups of tensors, stripes of columns, and what fits the memory budget.
 
-A *group* is the unit of output and of resuming: consecutive tensors whose stored directions take up to
-`fit.group_size` bytes, or one larger tensor. It does not depend on the machine.
+A *group* is the unit of output and of resuming: up to MAX_GROUP_TENSORS consecutive tensors whose stored directions
+take up to `fit.group_size` bytes, or one larger tensor. It does not depend on the machine.
 
 A *stripe* is the unit of reading: up to `columns` weights, taken from neighbouring tensors of a group, at every
 step of the window. A tensor whose stripes all fit the budget is read once: its stripes stay in memory from the
@@ -29,6 +29,9 @@ BLOCK_COLUMNS = 32 * 1024
 
 # 1 MiB a row in bf16: long enough that opening the file costs nothing beside the read.
 MAX_STRIPE_COLUMNS = 512 * 1024
+
+# A group's Gram matrices and fits are held until its end: 46 MB at T = 150.
+MAX_GROUP_TENSORS = 256
 
 # Python with numpy and the Google Cloud client loaded, as measured; the fit itself uses the true figure.
 TYPICAL_RESIDENT_BYTES = 80 * 2**20
@@ -180,13 +183,17 @@ def plan_fit(
 
     row_item = max((ITEM_BYTES[tensor.dtype] for tensor in tensors), default=4)
     base_item = max((ITEM_BYTES[tensor.base_dtype] for tensor in tensors), default=4)
-    # Outside the stripes: float32 tiles and mixed rows of each worker; the directions of two groups, one in work and
-    # one on its way to the storage.
+    # Outside the stripes: float32 tiles and mixed rows of each worker; the directions and Gram matrices of two groups,
+    # one in work and one on its way to the storage, where it is once more in a file's buffer.
     largest_group = max((_buffered_bytes(group, int(spec.group_size), stored * item) for group in groups), default=0)
-    fixed = resident + 2 * largest_group + (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
+    gram = steps**2 * 8
+    results = 3 * max((len(group.tensors) for group in groups), default=0) * gram
+    scratch = (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
+    fixed = resident + 2 * largest_group + results + scratch
     columns = MAX_STRIPE_COLUMNS
     while True:
-        grams = columns // BLOCK_COLUMNS * steps**2 * 8  # one for each block, until its tensor is done
+        # One for each block and for each end of a segment, until the tensor is done.
+        grams = (columns // BLOCK_COLUMNS + _most_segments(groups, columns)) * gram
         stripe_bytes = columns * (steps * row_item + base_item) + grams
         buffers = (memory_budget - fixed) // stripe_bytes
         if buffers >= workers + 2 or columns == BLOCK_COLUMNS:
@@ -294,7 +301,7 @@ def _groups(tensors: Sequence[PlannedTensor], limit: int, bytes_per_weight: int)
     room = 0
     for tensor in tensors:
         size = tensor.numel * bytes_per_weight
-        if not groups or size > room:
+        if not groups or size > room or len(groups[-1]) == MAX_GROUP_TENSORS:
             groups.append([])
             room = limit
         groups[-1].append(tensor)
@@ -305,6 +312,21 @@ def _groups(tensors: Sequence[PlannedTensor], limit: int, bytes_per_weight: int)
 def _buffered_bytes(group: Group, limit: int, bytes_per_weight: int) -> int:
     """Direction bytes that a group keeps in memory: a single tensor's are streamed out."""
     return 0 if len(group.tensors) == 1 else min(limit, sum(t.numel for t in group.tensors) * bytes_per_weight)
+
+
+def _most_segments(groups: Sequence[Group], columns: int) -> int:
+    """Upper bound of the segments in a stripe: consecutive tensors of a group that fit into one, and one more at each
+    end."""
+    most = 0
+    for group in groups:
+        first, held = 0, 0
+        for last, tensor in enumerate(group.tensors):
+            held += tensor.numel
+            while held > columns:
+                held -= group.tensors[first].numel
+                first += 1
+            most = max(most, last + 1 - first)
+    return most + 2
 
 
 def _stripe_count(tensor: PlannedTensor, columns: int) -> int:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from runs import random_base, random_walk, stored, write_run
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
-from relex_core.fit import fit, fit_shard, merge
+from relex_core.fit import fit, fit_shard, load_fit, merge
 
 STEPS = [3, 4, 8, 20, 31]
 
@@ -179,16 +180,20 @@ def test_bfloat16_directions(tmp_path: Path) -> None:
     assert direction.dtype == torch.bfloat16 and float(direction.double().norm()) == pytest.approx(1, abs=0.01)
 
 
-def test_a_nan_that_the_base_has_too_is_refused_where_the_tensor_moved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_what_the_base_lacks_too_is_refused_where_the_tensor_moved(tmp_path: Path, bad: float) -> None:
     """In another stripe than what moved, and beside a frozen tensor that may hold what it likes."""
-    base = {"moved": torch.zeros(200_000), "frozen": torch.full((5,), float("nan"))}
+    base = {"moved": torch.zeros(200_000), "frozen": torch.full((5,), bad)}
     base["moved"][150_000] = torch.finfo(torch.float32).min  # a mask's value; its square is infinite
     states = {step: {name: tensor.clone() for name, tensor in base.items()} for step in STEPS}
     for step, state in states.items():
         state["moved"][9] = 0.1 * step
-    assert fit(write_run(tmp_path, base, states, out="sound")).tensors["moved"].moved
+    sound = write_run(tmp_path, base, states, out="sound")
+    found = fit(sound)
+    assert found.tensors["moved"].moved and found.tensors["moved"].base_norm is None
+    assert load_fit(sound) == found and fit(sound) == found, "what was written can be read again"
     for tensors in (base, *states.values()):
-        tensors["moved"][150_000] = float("nan")
+        tensors["moved"][150_000] = bad
     with pytest.raises(DataError, match=r"base holds NaN.* in tensor moved"):
         fit(write_run(tmp_path / "unsound", base, states))
 
@@ -296,6 +301,37 @@ def test_shards_give_the_same_fit_in_any_order(tmp_path: Path, shards: int) -> N
         assert path.read_bytes() == Path(run, "fit", path.name).read_bytes()
 
 
+def test_a_fit_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    first = fit(run)
+    Path(run, "fit", "fit.json").write_text('{"window_digest": "of another version"}')
+    with pytest.raises(DataError, match="not a fit"):
+        load_fit(run)
+    assert fit(run).tensors == first.tensors
+
+
+@pytest.mark.parametrize("key", ["this fit's", "another's"])
+def test_a_group_without_its_tensors_fits_is_fitted_again(tmp_path: Path, key: str) -> None:
+    """As one that a version between two releases left."""
+    base = random_base()
+    states = random_walk(base, STEPS)
+    expected = fit(write_run(tmp_path, base, states))
+    run = write_run(tmp_path, base, states, out="interrupted")
+    fit_shard(run, 1, 1)
+    [left] = Path(run, "fit").glob("gram-*")
+    with safe_open(left, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(left)
+    facts = json.loads(metadata["facts"])
+    del facts["tensors"]
+    metadata |= {"facts": json.dumps(facts)} | ({"fit_key": "another"} if key == "another's" else {})
+    save_file(tensors, left, metadata)
+    with pytest.raises(WindowNotReady, match="not fitted yet"):
+        merge(run)
+    assert fit(run).tensors == expected.tensors
+
+
 def test_the_merge_takes_the_eigenvectors_that_the_directions_were_mixed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,10 +346,11 @@ def test_the_merge_takes_the_eigenvectors_that_the_directions_were_mixed_with(
     assert merge(run).tensors == expected.tensors
 
 
-def test_the_promised_memory_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tensors", "numel", "steps"), [(6, 1_000_000, 8), (700, 64, 80)])
+def test_the_promised_memory_is_kept(tmp_path: Path, tensors: int, numel: int, steps: int) -> None:
     """In a process of its own, with the smallest budget that the plan accepts for this window."""
-    base = {f"w{i}": torch.randn(1_000_000).bfloat16() for i in range(6)}
-    states = random_walk(base, [1, 2, 3, 4, 5, 6, 7, 8])
+    base = {f"w{i}": torch.randn(numel).bfloat16() for i in range(tensors)}
+    states = random_walk(base, list(range(1, steps + 1)))
     run = write_run(tmp_path, base, states, fit={"group_size": "8MiB"})
     command = [sys.executable, "-m", "relex_core", "fit", run, "--memory-budget"]
     refused = subprocess.run([*command, "1MiB"], capture_output=True, text=True)

@@ -23,7 +23,7 @@ from relex_core.plan import tile_bytes
 
 SOURCE = Path(kernels.__file__).with_name("kernels.c")
 COMPILER = shutil.which("gcc") or shutil.which("cc")
-BLOCK = 2048
+BLOCK = 4 * 768 + 100
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
@@ -80,7 +80,7 @@ def assert_equal_to_float64(library: ctypes.CDLL, slices: np.ndarray, base: np.n
 @settings(deadline=None, max_examples=60)
 @given(
     steps=st.integers(1, 40),
-    columns=st.sampled_from([1, 7, 8, 511, 512, 513, 1500, BLOCK, BLOCK + 1, 2 * BLOCK + 700]),
+    columns=st.sampled_from([1, 7, 8, 767, 768, 769, 784, 1500, BLOCK, BLOCK + 1, 2 * BLOCK + 700]),
     dtype=st.sampled_from(sorted(DTYPES)),
     base_dtype=st.sampled_from(sorted(DTYPES)),
     changed=st.sampled_from([0.0, 0.01, 0.2, 0.33, 0.5, 1.0]),
@@ -91,7 +91,7 @@ def test_equal_to_float64(steps: int, columns: int, dtype: str, base_dtype: str,
 
 
 def test_columns_that_move_only_for_a_while_are_not_left_out(library: ctypes.CDLL) -> None:
-    slices, base = window(11, 3 * 512, "BF16", "BF16", changed=0.0)
+    slices, base = window(11, 3 * 768, "BF16", "BF16", changed=0.0)
     slices[1, 700] += ml_dtypes.bfloat16(1.0)
     slices[0, 5] += ml_dtypes.bfloat16(0.5)
     assert_equal_to_float64(library, slices, base)
@@ -99,7 +99,7 @@ def test_columns_that_move_only_for_a_while_are_not_left_out(library: ctypes.CDL
 
 @settings(deadline=None, max_examples=60)
 @given(
-    columns=st.sampled_from([1, 7, 511, 513, 1500, TILE + 9]),
+    columns=st.sampled_from([1, 7, 767, 769, 1500, TILE + 9]),
     dtypes=st.tuples(*[st.sampled_from(sorted(DTYPES))] * 3),
     out=st.sampled_from(["BF16", "F32"]),
     coefficients=st.lists(st.sampled_from([0.0, -1.0, 0.3, 2.5]), min_size=2, max_size=2),
@@ -236,7 +236,7 @@ from relex_core.kernels import Part, add_parts, declare
 from test_kernels import BLOCK, DTYPES, assert_equal_to_float64, window
 library = declare(ctypes.CDLL(sys.argv[1]))
 for steps in (1, 2, 3, 5, 12, 13):
-    for columns in (1, 9, 511, 513, BLOCK + 3):
+    for columns in (1, 9, 767, 769, BLOCK + 3):
         for dtype in DTYPES:
             for changed in (0.0, 0.2, 1.0):
                 base_dtype = "F32" if columns == 9 else dtype

@@ -10,6 +10,7 @@ loaded by the first call, so that an artifact can be read back without them.
 from __future__ import annotations
 
 from relex_core import layout
+from relex_core.errors import DataError
 from relex_core.fit.artifact import FitArtifact, load_fit
 from relex_core.manifest import load_manifest
 from relex_core.spec import load_spec_of
@@ -78,5 +79,8 @@ def _finished(run: str) -> FitArtifact | None:
 
     if not exists(open_store(run), layout.FIT):
         return None
-    artifact = load_fit(run)
+    try:
+        artifact = load_fit(run)
+    except DataError:  # changed by hand, or of another version: to be made again
+        return None
     return artifact if artifact.fit_key == fit_key(load_spec_of(run), load_manifest(run)) else None

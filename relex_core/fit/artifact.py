@@ -47,8 +47,8 @@ class TensorFit(BaseModel):
     components: tuple[Component, ...]
     """All fitted components, the first one included."""
     moved: bool
-    base_norm: float
-    """‖W_0‖."""
+    base_norm: float | None
+    """‖W_0‖; None where it is not finite in float32: a frozen mask of infinities, or of the least number."""
 
 
 class Summary(BaseModel):

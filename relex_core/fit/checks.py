@@ -12,6 +12,7 @@ from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.files import GroupResult
 from relex_core.fit.stream import Part
+from relex_core.fit.summary import finite_sum
 from relex_core.manifest import CheckpointRecord, WindowManifest
 
 # Float32 products resolve squared distances down to about this share of the squared norms; pairs of steps that are
@@ -37,7 +38,7 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
         return
     name = part.segment.tensor.name
     if not finite(part.base):
-        raise DataError(f"the base holds NaN or Inf in tensor {name}", where="base", next_step="use a sound base")
+        raise _unsound_base(name)
     for step, row in zip(steps, part.slices, strict=True):
         if not finite(row):
             raise DataError(
@@ -54,16 +55,20 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     )
 
 
-def refuse_nan_base(tensor: str, gram: np.ndarray, base_square: float) -> None:
-    """Refuse a NaN of the base that no step replaced: columns that never changed may be left out of Gram matrices.
+def refuse_non_finite_directions(tensor: str, directions: np.ndarray) -> None:
+    """Refuse NaN or Inf of the base that no step replaced: columns that never changed may be left out of Gram matrices.
 
-    Frozen tensors may hold what they like.
+    Frozen tensors may hold what they like; they have no directions.
 
     Raises:
-        DataError: the tensor moved, and the norm of its base is not a number.
+        DataError: the directions are not finite, although the Gram matrix is.
     """
-    if gram.any() and np.isnan(base_square):
-        raise DataError(f"the base holds NaN in tensor {tensor}", where="base", next_step="use a sound base")
+    if not finite(directions):
+        raise _unsound_base(tensor)
+
+
+def _unsound_base(tensor: str) -> DataError:
+    return DataError(f"the base holds NaN or Inf in tensor {tensor}", where="base", next_step="use a sound base")
 
 
 class FittedSoFar:
@@ -81,7 +86,7 @@ class FittedSoFar:
         """
         moved_before = self._gram.any()
         self._gram += sum(result.grams.values())
-        self._base_square += sum(result.base_squares.values())
+        self._base_square += finite_sum(result.base_squares.values())
         refuse_another_base(self._gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
         if self._gram.any() and not moved_before:  # the merge looks again, when all of it is there
             refuse_identical_steps(self._gram, self._manifest)

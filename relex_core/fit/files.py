@@ -106,14 +106,19 @@ def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> No
             stream.write(as_bytes(gram))
 
 
-def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:
-    """Gram matrices and the key of the fit they belong to; None if there is no such file."""
+def finished_group(store: Store, groups: Sequence[Group], group: Group, fit_key: str) -> GroupResult | None:
+    """The result of a group that an earlier run, or another shard, of the same fit finished."""
+    key = layout.group_gram(group.number, len(groups))
     try:
         info = store.stat(key)
     except ObjectNotFound:
         return None
     header = read_header(store, info)
+    if header.metadata.get("fit_key") != fit_key:
+        return None
     facts = json.loads(header.metadata["facts"])
+    if "tensors" not in facts:  # of a version between two releases
+        return None
     tensors = {name: TensorFit.model_validate(tensor) for name, tensor in facts.pop("tensors").items()}
     result = GroupResult(tensors=tensors, **facts)
     for entry in header.tensors:
@@ -121,10 +126,4 @@ def read_grams(store: Store, key: str) -> tuple[GroupResult, str] | None:
         if gram.nbytes:
             store.read_into(key, info.generation, entry.offset, memoryview(gram).cast("B"))
         result.grams[entry.name] = gram
-    return result, header.metadata["fit_key"]
-
-
-def finished_group(store: Store, groups: Sequence[Group], group: Group, fit_key: str) -> GroupResult | None:
-    """The result of a group that an earlier run, or another shard, of the same fit finished."""
-    found = read_grams(store, layout.group_gram(group.number, len(groups)))
-    return found[0] if found is not None and found[1] == fit_key else None
+    return result

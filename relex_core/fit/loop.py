@@ -22,7 +22,7 @@ from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, Spectrum, decompose, stored_basis
-from relex_core.fit.checks import FittedSoFar, refuse_nan_base, refuse_non_finite
+from relex_core.fit.checks import FittedSoFar, refuse_non_finite, refuse_non_finite_directions
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
 from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
 from relex_core.fit.gram import mix
@@ -160,7 +160,6 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
                 parts.append(part)
             else:
                 stream.done(part)
-        refuse_nan_base(tensor.name, grams, square)
         result.grams[tensor.name], result.base_squares[tensor.name] = grams, square
         spectra[tensor.name] = spectrum = decompose(grams, context.spec.rank)
         basis = stored_basis(spectrum, context.manifest.steps, context.spec)
@@ -169,7 +168,10 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
             for part in again:
                 stream.done(part)
         else:
-            written.add(tensor, basis, _directions(context, again, basis, stream))
+            directions = _directions(context, again, basis, stream)
+            if not np.isfinite(square):
+                directions = _checked(tensor, directions)
+            written.add(tensor, basis, directions)
     return _FittedGroup(group, result, spectra, written)
 
 
@@ -203,6 +205,12 @@ def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream
     for part, directions in ordered_map(context.pool, mixed, parts, ahead=ahead):
         stream.done(part)
         yield directions
+
+
+def _checked(tensor: PlannedTensor, directions: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for piece in directions:
+        refuse_non_finite_directions(tensor.name, piece)
+        yield piece
 
 
 def _changed_state(tensor: PlannedTensor, stream: WindowStream) -> bytes | None:

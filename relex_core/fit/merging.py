@@ -19,7 +19,7 @@ from relex_core.fit.checks import refuse_another_base, refuse_identical_steps
 from relex_core.fit.columns import stored_columns
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
-from relex_core.fit.summary import summarise
+from relex_core.fit.summary import finite_sum, summarise
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.plan import Group, plan_groups
 from relex_core.spec import RunSpec, load_spec_of
@@ -37,7 +37,7 @@ def merge_groups(run: str) -> FitArtifact:
         base_squares={name: square for result in results for name, square in result.base_squares.items()},
     )
     total = sum(merged.grams.values(), np.zeros((len(manifest.steps),) * 2))
-    refuse_another_base(total, sum(merged.base_squares.values()), manifest.steps, manifest.base.uri)
+    refuse_another_base(total, finite_sum(merged.base_squares.values()), manifest.steps, manifest.base.uri)
     refuse_identical_steps(total, manifest)
     artifact = _artifact(spec, manifest, merged, results, key)
     write_grams(store, layout.GRAM, merged, key)

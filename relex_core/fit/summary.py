@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -37,8 +38,13 @@ def tensor_fit(
         r_squared=first.r_squared if first else None,
         components=tuple(components),
         moved=spectrum.moved,
-        base_norm=float(np.sqrt(base_square)),
+        base_norm=math.sqrt(base_square) if math.isfinite(base_square) else None,
     )
+
+
+def finite_sum(squares: Iterable[float]) -> float:
+    """‖W_0‖² of several tensors, without frozen ones that hold NaN or Inf."""
+    return sum(square for square in squares if math.isfinite(square))
 
 
 def summarise(
@@ -50,7 +56,7 @@ def summarise(
     explained = sum((tensors[name].explained_variance or 0.0) * trace for name, trace in traces.items())
     shares = [tensor.explained_variance for tensor in moved if tensor.explained_variance is not None]
     r_squared = [tensor.r_squared for tensor in moved if tensor.r_squared is not None]
-    update, norm = sum(float(gram[-1, -1]) for gram in grams.values()), sum(squares.values())
+    update, norm = sum(float(gram[-1, -1]) for gram in grams.values()), finite_sum(squares.values())
     return Summary(
         tensors=len(tensors),
         moved=len(moved),
