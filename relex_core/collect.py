@@ -27,7 +27,7 @@ from relex_core.manifest import (
     load_manifest,
 )
 from relex_core.observe import observe_settled, torn_below
-from relex_core.spec import RunSpec, WindowSpec, load_spec_of
+from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import ObjectInfo, exists, open_store, write_bytes
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
@@ -105,7 +105,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
     base_files, base = _open_base(spec.base)
     steps = observe_settled(spec)
     _refuse_unreadable(steps)
-    _refuse_torn(spec.window, steps)
+    _refuse_torn(spec, steps)
     window = _window(spec, steps)
     problems = [
         f"step {step.folder.step}: {problem}"
@@ -153,12 +153,14 @@ def _refuse_unreadable(steps: Sequence[ObservedStep]) -> None:
             raise WindowError(step.folder.layout.refused, where=step.uri, next_step=step.folder.layout.advice)
 
 
-def _refuse_torn(spec: WindowSpec, steps: Sequence[ObservedStep]) -> None:
-    problems = [f"step {step.folder.step}: {why}" for step in torn_below(spec, steps) for why in step.incomplete]
-    if problems and not spec.skip_incomplete:
+def _refuse_torn(spec: RunSpec, steps: Sequence[ObservedStep]) -> None:
+    torn = torn_below(spec.window, steps)
+    problems = [f"step {step.folder.step}: {why}" for step in torn for why in step.incomplete]
+    if problems and not spec.window.skip_incomplete:
         raise WindowError(
             "incomplete checkpoints below a later one:",
             problems=problems,
+            where=spec.trajectory,
             expected="every checkpoint of the window complete",
             next_step="save or copy them again, or leave them out with window.skip_incomplete: true",
         )
@@ -205,7 +207,8 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
         from relex_core.checkpoints.adapter import adapter_differences
 
         return adapter_differences(checkpoint, base, first)
-    problems = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
+    absent = [f"tensor {name} is missing" for name in base.tensors if name not in checkpoint.tensors]
+    problems = [] if checkpoint.wrong else absent  # of a file that cannot be read nobody knows what it holds
     problems += [
         f"tensor {name} is extra: the base has none"
         for name in checkpoint.tensors

@@ -45,8 +45,10 @@ def probe_text(probe: Probe) -> str:
         (figure.name, _text(figure.value), "undefined" if (e := figure.sampling_error) is None else f"± {e:.4f}")
         for figure in probe.figures
     ]
+    share = 100 * probe.share
+    percent = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
     read = [
-        f"A sample of {100 * probe.share:.2g} % of the weights, {size_text(probe.bytes_read)} read: "
+        f"A sample of {percent} % of the weights, {size_text(probe.bytes_read)} read: "
         f"{probe.ranges} ranges, the same at every step: {steps_text(probe.steps)}.",
         f"Is extrapolation worthwhile? {advice.worthwhile}",
     ]

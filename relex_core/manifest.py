@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -89,11 +90,27 @@ class WindowManifest(Record):
     def last_observed(self) -> CheckpointRecord:
         return self.checkpoints[-1]
 
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """Neighbouring steps that lie farther apart than most of them do; none where no distance is usual."""
+        pairs = list(zip(self.steps, self.steps[1:], strict=False))
+        distances = [after - before for before, after in pairs]
+        usual = max(set(distances), key=distances.count, default=0)
+        if 2 * distances.count(usual) <= len(distances):
+            return []
+        return [(before, after) for before, after in pairs if after - before > usual]
+
     def with_digest(self) -> WindowManifest:
         return self.model_copy(update={"digest": self._content_digest()})
 
     def _content_digest(self) -> str:
         return digest_of(self.model_dump(mode="json", exclude={"digest"}))
+
+
+def gaps_text(gaps: Sequence[tuple[int, int]]) -> str:
+    """[(6, 8), (11, 14)] -> "6 to 8, 11 to 14"."""
+    shown = ", ".join(f"{before} to {after}" for before, after in gaps[:10])
+    return shown + (f" ... ({len(gaps)})" if len(gaps) > 10 else "")
 
 
 def digest_of(data: Any) -> str:
@@ -117,7 +134,9 @@ def load_manifest(run: str) -> WindowManifest:
             "nothing is collected yet", where=where, next_step=f"relex collect SPEC --out {run}"
         ) from None
     except ValidationError as error:
-        raise DataError(f"not a window manifest: {error}", where=where) from None
+        raise DataError(
+            f"not a window manifest: {error}", where=where, next_step="collect again into a new run directory"
+        ) from None
     if manifest.digest != manifest._content_digest():
         raise DataError(
             "the window manifest does not match its own digest",

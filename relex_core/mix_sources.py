@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from relex_core.candidate import Output
-from relex_core.checkpoints.contents import TensorInfo
+from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
 from relex_core.dtypes import NUMPY_DTYPES, as_bytes
@@ -32,6 +32,8 @@ K = TypeVar("K")
 
 PIECE = 1024 * 1024
 """Weights that are read at a time."""
+
+FIT_AGAIN = "delete RUN/fit and run relex fit again"
 
 
 @dataclass(frozen=True)
@@ -165,17 +167,31 @@ def stored_reader(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: 
     """The tensors of a fit's files whose names start with a prefix.
 
     Raises:
-        DataError: a file belongs to another fit.
+        DataError: a file is damaged, or belongs to another fit; later, when a tensor is asked for whose file is gone.
     """
     files = [info for info in listed if info.name.startswith(prefix)]
     for info in files:
-        if read_header(store, info).metadata.get("fit_key") != fit.fit_key:
-            raise DataError(
-                "a stored direction belongs to another fit",
-                where=join_uri(store.uri, info.name),
-                next_step="delete RUN/fit and run relex fit again",
-            )
-    return open_files_reader(f"stored {prefix}", store, files)
+        where = join_uri(store.uri, info.name)
+        try:
+            key = read_header(store, info).metadata.get("fit_key")
+        except DataError as error:
+            raise DataError(f"a stored direction is damaged: {error.what}", where=where, next_step=FIT_AGAIN) from error
+        if key != fit.fit_key:
+            raise DataError("a stored direction belongs to another fit", where=where, next_step=FIT_AGAIN)
+    reader = open_files_reader(f"stored {prefix}", store, files)
+    reader.tensors = _Stored(reader.tensors, join_uri(store.uri, prefix))
+    return reader
+
+
+class _Stored(dict[str, StoredTensor]):
+    """Stored tensors by name; one that the fit needs and that is not there went away with its file."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], where: str) -> None:
+        super().__init__(tensors)
+        self._where = where
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise DataError(f"the stored direction of tensor {name} is gone", where=f"{self._where}*", next_step=FIT_AGAIN)
 
 
 def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from relex_core.collect import collect
 from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
-from relex_core.manifest import WindowManifest
+from relex_core.manifest import WindowManifest, gaps_text
 from relex_core.publish import publish
 from relex_core.spec import RunSpec
 
@@ -43,6 +43,8 @@ def run(spec: RunSpec) -> RunResult:
         RelexError: as the stages do.
     """
     manifest = collect(spec)
+    if manifest.gaps:
+        log.warning("gaps in the window, not filled: %s", gaps_text(manifest.gaps))
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)
 

@@ -112,8 +112,11 @@ def plan_text(plan: RunPlan) -> str:
 
 
 def window_text(manifest: WindowManifest, run: str) -> str:
+    from relex_core.manifest import gaps_text
+
     rows = [
         ("steps", steps_text(manifest.steps)),
+        *([("gaps", gaps_text(manifest.gaps))] if manifest.gaps else []),
         ("T_cut", str(manifest.t_cut)),
         ("tensors", str(len(manifest.tensors))),
         ("digest", manifest.digest),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from relex_core.errors import SpecError
 from relex_core.manifest import WindowManifest
@@ -15,13 +16,19 @@ from relex_core.watch import Action
 
 GROUP = "relex.targets"
 
+NEEDS = {"run": ("numpy", "fit"), "kfp": ("kfp", "kfp")}
+"""By action: a module that a bare install lacks, and the extra that brings it."""
+
 
 def target(name: str) -> Action:
     """The action of that name.
 
     Raises:
-        SpecError: nothing of that name is installed.
+        SpecError: nothing of that name is installed, or what it needs is not.
     """
+    module, extra = NEEDS.get(name, ("relex_core", ""))
+    if find_spec(module) is None:  # now, not when the window is complete
+        raise SpecError(f"{module} is not installed", where=f"--then {name}", next_step=f'pip install "relex[{extra}]"')
     built_in: dict[str, Action] = {"run": _run, "print": _print}
     if name in built_in:
         return built_in[name]

@@ -17,7 +17,7 @@ WITHOUT_EXTRAS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "numpy", "transformers", "safetensors", "scipy", "threadpoolctl", "jaxtyping"}:
+        if name.partition(".")[0] in {"torch", "numpy", "transformers", "safetensors", "scipy", "threadpoolctl", "jaxtyping", "kfp"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from relex_core.cli import main
@@ -263,14 +263,30 @@ def test_wrong_data_are_status_4(root: Path) -> None:
 
 def test_storage_that_fails_is_status_5(root: Path) -> None:
     (root / "a_file").write_text("not a folder")
-    message = refused(relex("collect", "relex.yaml", "--out", "a_file/run", cwd=root), 5)
-    assert str(root / "a_file/run") in message
+    for out in ("a_file", "a_file/run"):
+        message = refused(relex("collect", "relex.yaml", "--out", out, cwd=root), 5)
+        assert str(root / out) in message and "a part of this path is a file, not a folder" in message
 
 
 def test_without_torch_the_fit_says_what_to_install(root: Path) -> None:
     printed(relex("collect", "relex.yaml", cwd=root, extras=False))
     message = refused(relex("fit", "run", cwd=root, extras=False), 2)
     assert 'pip install "relex[fit]"' in message
+
+
+def test_a_watch_says_before_it_waits_what_its_action_needs(root: Path) -> None:
+    write_spec(root, t_cut=40)  # will never be complete: without the look ahead this would time out, exit 3
+    waits = ("watch", "relex.yaml", "--timeout", "1", "--then")
+    assert 'pip install "relex[fit]"' in refused(relex(*waits, "run", cwd=root, extras=False), 2)
+    assert 'pip install "relex[kfp]"' in refused(relex(*waits, "kfp", cwd=root, extras=False), 2)
+
+
+def test_a_run_says_that_its_window_has_gaps(tmp_path: Path) -> None:
+    base, steps = random_weights(), [1, 2, 3, 6]
+    write_trajectory(tmp_path, base, line_of_states(base, steps), steps)
+    write_spec(tmp_path, t_cut=6)
+    result = relex("--quiet", "run", "relex.yaml", cwd=tmp_path)
+    assert result.returncode == 0 and "gaps in the window, not filled: 3 to 6" in result.stderr
 
 
 def test_names_that_no_terminal_can_print_do_not_break_inspect(root: Path) -> None:

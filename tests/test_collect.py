@@ -26,6 +26,7 @@ from windows import not_ready, trajectory, weights, window_error
 from relex_core.collect import find_window
 from relex_core.storage import join_uri
 from relex_core.storage.local import LocalStore
+from relex_core.tables import window_text
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -141,6 +142,24 @@ def test_folders_that_are_no_steps_are_ignored(tmp_path: Path) -> None:
 def test_steps_of_the_window(tmp_path: Path, window: dict[str, Any], expected: tuple[int, ...]) -> None:
     trajectory(tmp_path, (10, 20, 45, 60))
     assert find_window(make_spec(tmp_path, window["t_cut"], window=window)).steps == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "gaps"),
+    [
+        ((1, 2, 3, 4, 5), []),
+        ((1, 2, 3, 6, 7, 9, 10), [(3, 6), (7, 9)]),
+        ((1, 5, 10, 15, 20, 30), [(20, 30)]),  # the first step and every fifth
+        ((10, 20, 45, 60), []),  # no distance is usual
+        ((10, 30), []),
+    ],
+)
+def test_gaps_are_reported(tmp_path: Path, steps: tuple[int, ...], gaps: list[tuple[int, int]]) -> None:
+    trajectory(tmp_path, steps)
+    manifest = find_window(make_spec(tmp_path, max(steps)))
+    assert manifest.gaps == gaps
+    shown = [line for line in window_text(manifest, "run").splitlines() if line.lstrip().startswith("gaps")]
+    assert [line.split(maxsplit=1)[1] for line in shown] == [", ".join(f"{a} to {b}" for a, b in gaps)][: len(gaps)]
 
 
 def test_every_waits_for_each_of_its_steps(tmp_path: Path) -> None:

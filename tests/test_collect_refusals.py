@@ -168,6 +168,19 @@ def test_all_problems_are_listed_at_once_by_step_and_tensor(tmp_path: Path) -> N
     ]
 
 
+def test_a_file_that_cannot_be_read_does_not_make_its_tensors_missing(tmp_path: Path) -> None:
+    trajectory(tmp_path, shards=3)
+    garbage(tmp_path)
+    problems = [line for line in window_error(make_spec(tmp_path, t_cut=4)).splitlines() if line.startswith("  - ")]
+    assert len(problems) == 1, problems
+
+
+def test_a_torn_checkpoint_is_reported_with_the_trajectory(tmp_path: Path) -> None:
+    trajectory(tmp_path, shards=3)
+    truncate_shard(tmp_path)
+    assert f"where:    {tmp_path}" in window_error(make_spec(tmp_path, t_cut=4))
+
+
 def test_several_torn_checkpoints_are_listed_at_once(tmp_path: Path) -> None:
     trajectory(tmp_path, shards=3)
     (weights(tmp_path, 1) / shard_name(1, 3)).unlink()

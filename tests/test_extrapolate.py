@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,18 @@ def test_float64_checkpoints_keep_their_precision(tmp_path: Path) -> None:
     fit(run)
     extrapolate(run)
     torch.testing.assert_close(candidate(run, "expo-alpha0")["w"], states[3]["w"], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
+def test_a_stored_direction_that_is_gone_or_torn_is_refused(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"target_steps": [20]})
+    fit(run)
+    damage(Path(run, "fit", "direction-00001-of-00001.safetensors"))
+    with pytest.raises(DataError, match=r"stored direction .*(gone|damaged)") as raised:
+        extrapolate(run)
+    assert "delete RUN/fit and run relex fit again" in str(raised.value)
+    assert not list(Path(run).glob("candidates/*/relex.json"))
 
 
 def test_impossible_candidates_are_refused(tmp_path: Path) -> None:

@@ -237,6 +237,22 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         fit(run)
 
 
+def test_a_base_that_is_a_later_step_is_refused(tmp_path: Path) -> None:
+    base = random_base(dtype=torch.bfloat16)
+    states = random_walk(base, STEPS)
+    with pytest.raises(WindowError, match="the base holds the weights of step 20"):
+        fit(write_run(tmp_path, states[20], states, fit={"group_size": 1}))
+
+
+def test_a_first_step_that_equals_the_base_is_a_warm_up(tmp_path: Path) -> None:
+    """And so is a tensor that comes back to where it began."""
+    base = random_base(dtype=torch.bfloat16)
+    states = random_walk(base, STEPS)
+    states[STEPS[0]] = base
+    states[STEPS[-1]]["model.scalar"] = base["model.scalar"]
+    assert fit(write_run(tmp_path, base, states, fit={"group_size": 1})).summary.moved == 5
+
+
 def test_a_base_far_away_but_reached_by_training_is_not_refused(tmp_path: Path) -> None:
     """A window that begins late: step 900 lies far from the base, but no farther than the run moves."""
     base = random_base()

@@ -164,6 +164,13 @@ def test_a_real_run_and_its_probe_agree() -> None:
     assert found.share == 1.0  # 25,280 weights: every tensor is smaller than one range
 
 
+def test_a_model_that_is_read_whole_says_so_in_plain_digits() -> None:
+    found = CliRunner().invoke(
+        main, ["-q", "inspect", str(SMALL / "run"), "--probe", "--base", str(SMALL / "run/base")]
+    )
+    assert found.exit_code == 0 and "A sample of 100 % of the weights" in found.output
+
+
 def test_wrong_input_is_refused(where: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="fraction"):
         probe(*where, fraction=0.0)

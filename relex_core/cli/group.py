@@ -65,6 +65,7 @@ def _missing_module(error: ModuleNotFoundError) -> str:
     needed_for = {
         "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl"),
         "eval": ("transformers", "scipy"),
+        "kfp": ("kfp",),
         "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
     }
     extra = {module: name for name, modules in needed_for.items() for module in modules}

@@ -116,6 +116,26 @@ def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[in
         )
 
 
+def refuse_base_of_a_later_step(gram: np.ndarray, manifest: WindowManifest) -> None:
+    """Refuse a base that holds the weights of an observed step. At the first step that may be a warm-up from 0.
+
+    Args:
+        gram: "T T", float64, summed over all tensors: some of them may well come back to where they began.
+
+    Raises:
+        WindowError: this is not the base that the run started from.
+    """
+    squares = np.diag(gram)
+    same = [step for step, square in zip(manifest.steps[1:], squares[1:], strict=True) if square == 0]
+    if same and squares.any():
+        raise WindowError(
+            f"the base holds the weights of step {same[0]}",
+            where=manifest.base.uri,
+            expected="the weights that step 1 of the run was trained from",
+            next_step="point `base` at the model that the RL run loaded",
+        )
+
+
 def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest) -> None:
     """Compare byte by byte the steps that the Gram matrix cannot tell apart.
 

@@ -165,12 +165,16 @@ def _storage_errors(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise ObjectNotFound("no such file", where=str(path)) from None
+    except NotADirectoryError:
+        raise ObjectNotFound("a part of this path is a file, not a folder", where=str(path)) from None
     except OSError as error:
         advice = {
             errno.ENOSPC: "free disk space, then run the same command again: finished work is kept",
             errno.EDQUOT: "free some of your disk quota, then run the same command again: finished work is kept",
+            errno.EEXIST: "a part of this path is a file, not a folder: choose another path",
+            errno.EROFS: "choose a run directory that can be written: --out",
             errno.EACCES: "give this user access to the folder",
         }
         kind = AccessDenied if isinstance(error, PermissionError) else StorageError
