@@ -102,4 +102,4 @@ def load_fit(run: str) -> FitArtifact:
     except ObjectNotFound:
         raise WindowNotReady("nothing is fitted yet", where=where, next_step=f"relex fit {run}") from None
     except ValidationError as error:
-        raise DataError(f"not a fit: {error}", where=where, next_step=f"delete it, then: relex fit {run}") from None
+        raise DataError(f"not a fit: {error}", where=where, next_step=f"relex fit {run}") from None
