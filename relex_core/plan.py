@@ -207,7 +207,7 @@ def plan_fit(
             next_step="raise fit.memory_budget (or --memory-budget), or lower fit.group_size",
         )
     # No more than what the largest tensor and the read-ahead can use: a stripe in work for each thread, and others that
-    # wait for their turn. At T = 100 on two cores one stripe more took 10 to 20 % longer, to bring its memory forth.
+    # wait for their turn. At T = 100 on two cores one stripe more took 10 to 30 % longer, to bring its memory forth.
     counts = [_stripe_count(tensor, columns) for tensor in tensors]
     held = max((count for count in counts if count < buffers), default=0)
     most = held + workers + max(2, workers // 2)
