@@ -67,9 +67,8 @@ def _mix(slices: Slices, terms: Terms, result: np.ndarray) -> bool:
     if parts and library and can_add((slices.base, *(part.values for part in parts)), result):
         return add_parts(library, slices.base, parts, result)
     with np.errstate(over="ignore"):  # infinities in the result tell the caller
-        result[...] = (
-            _sum(slices.base, parts, result.dtype) if parts else slices.base
-        )  # bit for bit, negative zeros too
+        # Without parts bit for bit, negative zeros included.
+        result[...] = _sum(slices.base, parts, result.dtype) if parts else slices.base
     return finite(result)
 
 

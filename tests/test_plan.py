@@ -16,6 +16,7 @@ from relex_core.errors import SpecError
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
 from relex_core.plan import (
     BLOCK_COLUMNS,
+    MAX_GROUP_TENSORS,
     MAX_STRIPE_COLUMNS,
     FitPlan,
     PlannedTensor,
@@ -355,3 +356,8 @@ def test_stored_columns_are_those_of_the_spec() -> None:
     assert written(basis="per_parameter") == 8000  # mean and slope
     assert written(basis="per_parameter", temporal="polynomial", degree=2) == 12000
     assert written(trailing_averages=(2, 5)) == 12000
+
+
+def test_a_group_of_many_small_tensors_ends_before_its_gram_matrices_fill_the_memory() -> None:
+    plan = plan_of([(10, "BF16", "BF16")] * (2 * MAX_GROUP_TENSORS + 88), 20, 1024 * MIB)
+    assert [len(group.tensors) for group in plan.groups] == [MAX_GROUP_TENSORS, MAX_GROUP_TENSORS, 88]
