@@ -165,6 +165,8 @@ struct scratch {
     ptrdiff_t filled; /* columns of the tile */
     uint16_t changed[TILE]; /* of the columns in work: not zero where one changed */
     uint16_t at[TILE];      /* which ones did */
+    uint32_t *taken;  /* all columns that were in a tile, ascending */
+    ptrdiff_t count;  /* of them */
 };
 
 INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following) {
@@ -198,6 +200,16 @@ INLINE ptrdiff_t pick(struct scratch *own, const struct stripe *in, const char *
     return count;
 }
 
+/* Lists columns of the tile, until they are more than 1/FEW of the stripe: then nobody asks for them. Inlined, it made
+   GCC 12 compile the products a tenth slower. */
+__attribute__((noinline, cold)) static void list_taken(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t count, ptrdiff_t n) {
+    const ptrdiff_t at = own->count;
+    own->count += count;
+    if (FEW * own->count > in->columns) return;
+    if (count < n) for (ptrdiff_t i = 0; i < count; i++) own->taken[at + i] = (uint32_t)start + own->at[i];
+    else for (ptrdiff_t i = 0; i < n; i++) own->taken[at + i] = (uint32_t)(start + i);
+}
+
 /* Puts the deltas of columns [start, start + n) into the tile, after multiplying it if it has no room for them. */
 INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t n) {
     const char *rows = in->rows + start * item_bytes(in->dtype);
@@ -210,6 +222,7 @@ INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t s
         else FOR_DTYPE(in->dtype, subtract, row, own->base, n, out);
     }
     own->filled += count;
+    list_taken(own, in, start, count, n);
 }
 
 INLINE double square_sum(const float *base, ptrdiff_t n) {
@@ -238,6 +251,14 @@ INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams,
             for (ptrdiff_t j = 0; j <= i; j++)
                 grams[i * steps + j] = grams[j * steps + i] = own->sums[i * own->rows + j];
     }
+}
+
+/* ---- changed columns side by side ---- */
+
+/* From left to right, because the row may begin where `out` does. */
+INLINE void gather(const char *row, const uint32_t *columns, ptrdiff_t count, char *out, ptrdiff_t item) {
+    if (item == 4) for (ptrdiff_t i = 0; i < count; i++) ((uint32_t *)out)[i] = ((const uint32_t *)row)[columns[i]];
+    else for (ptrdiff_t i = 0; i < count; i++) ((uint16_t *)out)[i] = ((const uint16_t *)row)[columns[i]];
 }
 
 /* ---- directions ---- */
@@ -362,7 +383,7 @@ static int has_avx2(void) { return 0; }
 
 /* Grows with every change of what is declared here and in kernels.py, and of the order of sums (TILE, STRIDE, ROWS): another
    one's library must not be called, nor give other bytes. */
-int relex_kernels_version(void) { return 2; }
+int relex_kernels_version(void) { return 3; }
 
 int relex_uses_avx2(void) { return has_avx2(); }
 
@@ -376,15 +397,28 @@ ptrdiff_t relex_scratch_bytes(ptrdiff_t steps) {
 
 static void *first_line(void *memory) { return (void *)(((uintptr_t)memory + LINE - 1) / LINE * LINE); }
 
-/* scratch: relex_scratch_bytes(in->steps), zero before its first use. */
-void relex_block_grams(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, void *scratch) {
+/* Returns how many columns changed, if they are at most a third, and lists them in `taken`; else -1. "Changed" includes
+   neighbours of many that did; all others hold the base's bytes at every step. taken: has room for that third.
+   scratch: relex_scratch_bytes(in->steps), zero before its first use. */
+ptrdiff_t relex_block_grams(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, uint32_t *taken,
+                            void *scratch) {
     struct scratch *own = first_line(scratch);
     own->rows = padded(in->steps);
     own->tile = first_line(own + 1);
     own->sums = (double *)(own->tile + own->rows * PITCH);
-    own->filled = 0;
+    own->filled = own->count = 0;
+    own->taken = taken;
     if (has_avx2()) gram_blocks_avx2(in, block, grams, squares, own);
     else gram_blocks(in, block, grams, squares, own);
+    return FEW * own->count > in->columns ? -1 : own->count;
+}
+
+/* rows: T rows of `count` weights, one after the other; may begin where in->rows does. base: `count` weights. */
+void relex_gather(const struct stripe *in, const uint32_t *columns, ptrdiff_t count, char *rows, char *base) {
+    const ptrdiff_t item = item_bytes(in->dtype);
+    for (ptrdiff_t t = 0; t < in->steps; t++)
+        gather(in->rows + t * in->stride, columns, count, rows + t * count * item, item);
+    gather(in->base, columns, count, base, item_bytes(in->base_dtype));
 }
 
 void relex_mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {

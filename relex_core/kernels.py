@@ -21,7 +21,7 @@ from relex_core.dtypes import NUMPY_DTYPES
 _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F16", "F32"))}
 
 
-VERSION = 2
+VERSION = 3
 """Of kernels.c, as `relex_kernels_version` there."""
 
 
@@ -50,27 +50,36 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, steps: int) -> None:
         self._library, self._steps = library, steps
         self._scratch = np.zeros(library.relex_scratch_bytes(steps), np.uint8)
+        self._changed = np.empty(0, np.uint32)
 
     def take(self, slices: np.ndarray, base: np.ndarray) -> bool:
         """Whether these dtypes are among those that were compiled (float64 is not), and rows in one piece."""
         known = slices.dtype in _DTYPES and base.dtype in _DTYPES
         return known and slices.strides[1] == slices.itemsize and base.strides[0] == base.itemsize
 
-    def block_grams(self, slices: np.ndarray, base: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `relex_core.fit.gram.block_grams`: (Gram matrices "b T T", squared norms of the base "b"), float64.
+    def block_grams(
+        self, slices: np.ndarray, base: np.ndarray, block: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """As `relex_core.fit.gram.block_grams`.
 
         Args:
             slices: "T n".
             base: "n".
             block: columns of a block.
+
+        Returns:
+            (Gram matrices "b T T", float64; squared norms of the base "b", float64; columns that changed "k", uint32,
+            ascending, in memory that the next call uses again, or None where they are more than a third). Where many of
+            768 neighbours changed, all of them count; in the columns not listed every step holds the base's bytes.
         """
         self._require(slices, base)
         blocks = -(-slices.shape[1] // block)
         grams, squares = np.empty((blocks, self._steps, self._steps)), np.empty(blocks)
-        self._library.relex_block_grams(
-            _stripe(slices, base), block, grams.ctypes.data, squares.ctypes.data, self._scratch.ctypes.data
-        )
-        return grams, squares
+        if len(self._changed) < len(base) // 3:
+            self._changed = np.empty(len(base) // 3, np.uint32)
+        out = grams.ctypes.data, squares.ctypes.data, self._changed.ctypes.data
+        count = self._library.relex_block_grams(_stripe(slices, base), block, *out, self._scratch.ctypes.data)
+        return grams, squares, None if count < 0 else self._changed[:count]
 
     def mix(self, slices: np.ndarray, base: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """As `relex_core.fit.gram.mix`: directions "r n", float32.
@@ -86,6 +95,25 @@ class Kernels:
         mixed = np.empty((len(weights), slices.shape[1]), np.float32)
         self._library.relex_mix(_stripe(slices, base), weights.ctypes.data, len(weights), mixed.ctypes.data)
         return mixed
+
+    def gather(
+        self, slices: np.ndarray, base: np.ndarray, columns: np.ndarray, rows: np.ndarray, rows_base: np.ndarray
+    ) -> None:
+        """rows = slices[:, columns] and rows_base = base[columns], without a copy in between.
+
+        Args:
+            slices: "T n".
+            base: "n".
+            columns: uint32 "k", ascending, below n.
+            rows: "T k", contiguous, of the slices' dtype; may begin where the slices begin.
+            rows_base: "k", of the base's dtype; must not overlap.
+        """
+        self._require(slices, base)
+        self._require(rows, rows_base)
+        if (rows.dtype, rows_base.dtype) != (slices.dtype, base.dtype) or len(columns) != len(rows_base):
+            raise ValueError(f"{rows.dtype} {rows.shape} for {len(columns)} columns of {slices.dtype}")
+        out = rows.ctypes.data, rows_base.ctypes.data
+        self._library.relex_gather(_stripe(slices, base), columns.ctypes.data, len(columns), *out)
 
     def _require(self, slices: np.ndarray, base: np.ndarray) -> None:
         """C would read and write beyond the arrays; numpy raises an error of this kind by itself."""
@@ -157,12 +185,14 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the signatures of kernels.c."""
     address, size = ctypes.c_void_p, ctypes.c_ssize_t
     library.relex_scratch_bytes.argtypes, library.relex_scratch_bytes.restype = (size,), size
-    library.relex_block_grams.argtypes = (ctypes.POINTER(_Stripe), size, address, address, address)
+    library.relex_block_grams.argtypes = (ctypes.POINTER(_Stripe), size, address, address, address, address)
+    library.relex_block_grams.restype = size
+    library.relex_gather.argtypes = (ctypes.POINTER(_Stripe), address, size, address, address)
     library.relex_mix.argtypes = (ctypes.POINTER(_Stripe), address, size, address)
     number, terms = ctypes.c_int, ctypes.POINTER(_Term)
     library.relex_add_terms.argtypes = (address, number, size, terms, size, address, number)
     library.relex_add_terms.restype = number
-    library.relex_block_grams.restype = library.relex_mix.restype = None
+    library.relex_gather.restype = library.relex_mix.restype = None
     return library
 
 

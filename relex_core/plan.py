@@ -5,7 +5,8 @@ take up to `fit.group_size` bytes, or one larger tensor. It does not depend on t
 
 A *stripe* is the unit of reading: up to `columns` weights, taken from neighbouring tensors of a group, at every
 step of the window. A tensor whose stripes all fit the budget is read once: its stripes stay in memory from the
-Gram matrix to the direction. A larger one is read twice.
+Gram matrix to the direction. Of a larger one those that still fit stay, and the others are read twice; where few
+weights change, many more fit (fit/packing.py).
 
 Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` works without it.
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
@@ -93,34 +93,24 @@ class FitPlan:
     base_row_bytes: int
     buffers: int
     """Stripes held at the same time."""
+    ahead: int
+    """Stripes read before the first of them is needed."""
     stored_columns: int
     """Directions stored per tensor."""
     direction_item_bytes: int
     peak_bytes: int
     """Promise: resident memory stays below this, interpreter included."""
 
-    def visits(self, group: Group) -> Iterator[tuple[Stripe, bool]]:
-        """The group's stripes in the order of reading, each with whether its Gram matrices are wanted.
-
-        The stripes of a tensor that is read twice come twice in a row: for the Gram matrix, then for the direction.
-        """
-        stripes = _stripes(group.tensors, self.columns, self._stripe_limit)
-        for read_once, run in groupby(stripes, key=lambda stripe: self._once_or_name(stripe)):
-            once = list(run)
-            yield from ((stripe, True) for stripe in once)
-            if read_once is not True:
-                yield from ((stripe, False) for stripe in once)
-
-    def _once_or_name(self, stripe: Stripe) -> bool | str:
-        tensor = stripe.segments[0].tensor
-        return self.read_once(tensor) or tensor.name
+    def stripes(self, group: Group) -> Iterator[Stripe]:
+        """The group's stripes in the order of reading; those of a tensor that is not `held` are its own."""
+        return _stripes(group.tensors, self.columns, self._stripe_limit)
 
     def held(self, tensor: PlannedTensor) -> bool:
         """Whether all stripes of the tensor fit into memory together."""
         return _stripe_count(tensor, self.columns) <= self._stripe_limit
 
     def read_once(self, tensor: PlannedTensor) -> bool:
-        """Whether one pass is enough: all of it is held, or there is no direction to mix (integers)."""
+        """Whether one pass is enough, whatever changed: all is held, or there is no direction to mix (integers)."""
         return self.held(tensor) or not tensor.floating
 
     @property
@@ -128,18 +118,28 @@ class FitPlan:
         # A tensor may begin in a stripe that it shares with the one before.
         return self.buffers - 1
 
+    def kept_buffers(self, tensor: PlannedTensor) -> int:
+        """Buffers in which stripes of a tensor may wait for its end; the others are for reading."""
+        return self.buffers if self.held(tensor) else self.buffers - self.ahead
+
+    def segment_bytes(self, segment: Segment) -> int:
+        """Bytes of some weights at all steps and in the base."""
+        return (segment.stop - segment.start) * self._weight_bytes(segment.tensor)
+
+    def tensor_bytes(self, tensor: PlannedTensor) -> int:
+        """Bytes of a tensor's weights at all steps and in the base."""
+        return tensor.numel * self._weight_bytes(tensor)
+
+    def _weight_bytes(self, tensor: PlannedTensor) -> int:
+        return self.steps * ITEM_BYTES[tensor.dtype] + ITEM_BYTES[tensor.base_dtype]
+
     def group_bytes(self, group: Group) -> int:
-        """Bytes read for a group: its weights at all steps and in the base, second reads included."""
-        return sum(
-            tensor.numel
-            * (self.steps * ITEM_BYTES[tensor.dtype] + ITEM_BYTES[tensor.base_dtype])
-            * (1 if self.read_once(tensor) else 2)
-            for tensor in group.tensors
-        )
+        """Bytes read for a group, at most: its weights at all steps and in the base, second reads included."""
+        return sum(self.tensor_bytes(tensor) * (1 if self.read_once(tensor) else 2) for tensor in group.tensors)
 
     @property
     def bytes_to_read(self) -> int:
-        """Of all groups."""
+        """Of all groups, at most."""
         return sum(map(self.group_bytes, self.groups))
 
     @property
@@ -183,15 +183,16 @@ def plan_fit(
 
     row_item = max((ITEM_BYTES[tensor.dtype] for tensor in tensors), default=4)
     base_item = max((ITEM_BYTES[tensor.base_dtype] for tensor in tensors), default=4)
-    # Outside the stripes: float32 tiles and mixed rows of each worker; the directions and Gram matrices of two groups,
-    # one in work and one on its way to the storage, where it is once more in a file's buffer.
+    # Outside the stripes: the directions and Gram matrices of two groups, one in work and one on its way to the
+    # storage, where it is once more in a file's buffer; and of each thread the tiles, the numbers of the columns that
+    # changed, and mixed rows, of these columns and of all.
     largest_group = max((_buffered_bytes(group, int(spec.group_size), stored * item) for group in groups), default=0)
     gram = steps**2 * 8
     results = 3 * max((len(group.tensors) for group in groups), default=0) * gram
-    scratch = (workers + 2) * (tile_bytes(steps) + 4 * stored * MAX_STRIPE_COLUMNS)
-    fixed = resident + 2 * largest_group + results + scratch
     columns = MAX_STRIPE_COLUMNS
     while True:
+        scratch = (workers + 2) * (tile_bytes(steps) + 4 * columns * (4 * stored + 1) // 3)
+        fixed = resident + 2 * largest_group + results + scratch
         # One for each block and for each end of a segment, until the tensor is done.
         grams = (columns // BLOCK_COLUMNS + _most_segments(groups, columns)) * gram
         stripe_bytes = columns * (steps * row_item + base_item) + grams
@@ -208,10 +209,9 @@ def plan_fit(
         )
     # No more than what the largest tensor and the read-ahead can use: a stripe in work for each thread, and others that
     # wait for their turn. At T = 100 on two cores one stripe more took 10 to 30 % longer, to bring its memory forth.
-    counts = [_stripe_count(tensor, columns) for tensor in tensors]
-    held = max((count for count in counts if count < buffers), default=0)
-    most = held + workers + max(2, workers // 2)
-    buffers = min(buffers, most)
+    ahead = workers + max(2, workers // 2)
+    largest = max((_stripe_count(tensor, columns) for tensor in tensors if tensor.floating), default=0)
+    buffers = min(buffers, largest + ahead)
     return FitPlan(
         groups=tuple(groups),
         steps=steps,
@@ -219,6 +219,7 @@ def plan_fit(
         row_bytes=columns * row_item,
         base_row_bytes=columns * base_item,
         buffers=buffers,
+        ahead=ahead,
         stored_columns=stored,
         direction_item_bytes=item,
         peak_bytes=fixed + buffers * stripe_bytes,

@@ -13,7 +13,8 @@ if TYPE_CHECKING or "jaxtyping" not in sys.modules:
     from typing import Annotated as Float
     from typing import Annotated as Float32
     from typing import Annotated as Float64
+    from typing import Annotated as UInt32
 else:
-    from jaxtyping import Float, Float32, Float64
+    from jaxtyping import Float, Float32, Float64, UInt32
 
-__all__ = ["Float", "Float32", "Float64"]
+__all__ = ["Float", "Float32", "Float64", "UInt32"]

@@ -60,12 +60,18 @@ def test_an_exact_line_is_recovered_from_irregular_true_steps(tmp_path: Path) ->
     torch.testing.assert_close(stored(run)["w"], direction, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("changed", "read_again"), [(1.0, 7), (0.2, 0)])
 def test_the_result_does_not_depend_on_budget_stripes_or_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: float, read_again: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also covers tensors that must be read twice: with 2 buffers the 0.3 M weight tensor does not fit."""
-    base = {"a": torch.randn(300_000), "b": torch.randn(7), "c": torch.randn(100_000)}
-    states = random_walk(base, [1, 2, 3])
+    """Also covers a tensor of 10 stripes of which 3 stay in memory, or all of them if few weights changed."""
+    generator = torch.Generator().manual_seed(0)
+    base = {"a": torch.randn(10 * 32 * 1024, generator=generator), "b": torch.randn(7), "c": torch.randn(100_000)}
+    moving = {name: torch.rand(tensor.shape, generator=generator) < changed for name, tensor in base.items()}
+    states = {
+        step: {name: torch.where(moving[name], tensor, base[name]) for name, tensor in state.items()}
+        for step, state in random_walk(base, [1, 2, 3]).items()
+    }
     run = write_run(tmp_path, base, states, out="default")
     roomy = fit(run)
     window = sum(t.numel() for t in base.values()) * 4 * 4
@@ -79,12 +85,14 @@ def test_the_result_does_not_depend_on_budget_stripes_or_threads(
     def narrow(*arguments: object, **named: object) -> plan.FitPlan:
         import dataclasses
 
-        return dataclasses.replace(real(*arguments, **named), buffers=3)  # type: ignore[arg-type]
+        planned = real(*arguments, **named)  # type: ignore[arg-type]
+        return dataclasses.replace(planned, buffers=planned.ahead + 3)
 
     monkeypatch.setattr("relex_core.fit.loop.plan_fit", narrow)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     other = write_run(tmp_path, base, states, out="narrow")
     small = fit(other)
-    assert small.bytes_read == window + (300_000 + 100_000) * 4 * 4, "two tensors are read twice"
+    assert small.bytes_read == window + read_again * 32 * 1024 * 4 * 4
     assert small.tensors == roomy.tensors
     for path in sorted(Path(run, "fit").glob("*.safetensors")):
         assert path.read_bytes() == Path(other, "fit", path.name).read_bytes()
@@ -180,9 +188,13 @@ def test_bfloat16_directions(tmp_path: Path) -> None:
     assert direction.dtype == torch.bfloat16 and float(direction.double().norm()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("stripe", [512 * 1024, 32 * 1024])
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-def test_what_the_base_lacks_too_is_refused_where_the_tensor_moved(tmp_path: Path, bad: float) -> None:
-    """In another stripe than what moved, and beside a frozen tensor that may hold what it likes."""
+def test_what_the_base_lacks_too_is_refused_where_the_tensor_moved(
+    tmp_path: Path, bad: float, stripe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another place than what moved, and beside a frozen tensor that may hold what it likes."""
+    monkeypatch.setattr("relex_core.plan.MAX_STRIPE_COLUMNS", stripe)
     base = {"moved": torch.zeros(200_000), "frozen": torch.full((5,), bad)}
     base["moved"][150_000] = torch.finfo(torch.float32).min  # a mask's value; its square is infinite
     states = {step: {name: tensor.clone() for name, tensor in base.items()} for step in STEPS}

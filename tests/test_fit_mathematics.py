@@ -41,7 +41,7 @@ def deltas_of(slices: torch.Tensor, base: torch.Tensor) -> np.ndarray:
 
 
 def gram_of(slices: torch.Tensor, base: torch.Tensor, memory: Memory = MEMORIES[0]) -> np.ndarray:
-    grams, _ = block_grams(on_host(slices), on_host(base), Tiles(len(slices), memory))
+    grams, *_ = block_grams(on_host(slices), on_host(base), Tiles(len(slices), memory))
     return grams.sum(axis=0)
 
 
@@ -71,11 +71,11 @@ def test_gram_equals_the_product_of_exact_deltas(dtype: torch.dtype, numel: int,
 def test_gram_comes_in_blocks_that_do_not_depend_on_where_a_stripe_ends(memory: Memory) -> None:
     slices, base = random_slices(5, 3 * BLOCK_COLUMNS + 11, torch.bfloat16)
     rows, row = on_host(slices), on_host(base)
-    whole, squares = block_grams(rows, row, Tiles(5, memory))
+    whole, squares, _ = block_grams(rows, row, Tiles(5, memory))
     cut = 2 * BLOCK_COLUMNS
     parts = [block_grams(rows[:, a:b], row[a:b], Tiles(5, memory)) for a, b in ((0, cut), (cut, None))]
-    np.testing.assert_array_equal(whole, np.concatenate([grams for grams, _ in parts]))
-    np.testing.assert_array_equal(squares, np.concatenate([square for _, square in parts]))
+    np.testing.assert_array_equal(whole, np.concatenate([grams for grams, *_ in parts]))
+    np.testing.assert_array_equal(squares, np.concatenate([square for _, square, _ in parts]))
     np.testing.assert_allclose(squares.sum(), float(base.double().square().sum()), rtol=1e-5)  # float32 in a tile
 
 
@@ -90,7 +90,7 @@ def test_frozen_weights_are_skipped_and_give_what_they_would_have_given(
     assert gram_of(late, base, memory)[0, 0] == pytest.approx(1.0, rel=0.02)
     expected = block_grams(on_host(late), on_host(base), Tiles(4, memory))
     monkeypatch.setattr(Tiles, "deltas", None)  # not needed
-    grams, squares = block_grams(on_host(frozen), on_host(base), Tiles(4, memory))
+    grams, squares, _ = block_grams(on_host(frozen), on_host(base), Tiles(4, memory))
     assert not grams.any()
     np.testing.assert_array_equal(squares, expected[1])
 

@@ -61,19 +61,55 @@ def window(
     return (base.astype(np.float64) + walk).astype(DTYPES[dtype]), base
 
 
+def bits(array: np.ndarray) -> np.ndarray:
+    return array.view(np.dtype(f"u{array.itemsize}"))
+
+
+def changed_columns(slices: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Columns in which a step differs from the base; of 768 neighbours in a block all, where more than a third do."""
+    columns = slices.shape[1]
+    differ = np.ones(columns, bool)
+    if slices.dtype == base.dtype:
+        differ = (bits(slices) != bits(base)).any(axis=0)
+    for start in (at for block in range(0, columns, BLOCK) for at in range(block, min(block + BLOCK, columns), 768)):
+        chunk = differ[start : min(start + 768, start - start % BLOCK + BLOCK)]
+        chunk |= 3 * chunk.sum() > len(chunk)
+    return np.flatnonzero(differ)
+
+
+def gathered_in_place(
+    kernel: Kernels, slices: np.ndarray, base: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As the fit does it: in the memory where the slices are."""
+    memory = slices.copy()
+    rows = memory.reshape(-1)[: len(slices) * len(columns)].reshape(len(slices), len(columns))
+    rows_base = np.empty(len(columns), base.dtype)
+    kernel.gather(memory, base, columns, rows, rows_base)
+    return rows, rows_base
+
+
 def assert_equal_to_float64(library: ctypes.CDLL, slices: np.ndarray, base: np.ndarray) -> None:
     steps, columns = slices.shape
     deltas, wide_base = slices.astype(np.float64) - base.astype(np.float64), base.astype(np.float64)
     kernel = Kernels(library, steps)
     for _ in range(2):  # whatever the first call left in the scratch memory
-        grams, squares = kernel.block_grams(slices, base, BLOCK)
+        grams, squares, changed = kernel.block_grams(slices, base, BLOCK)
     scale = np.abs(deltas).max(initial=0) ** 2
     for block, start in enumerate(range(0, columns, BLOCK)):
         piece = deltas[:, start : start + BLOCK]
         np.testing.assert_allclose(grams[block], piece @ piece.T, rtol=2e-6, atol=1e-6 * scale * piece.shape[1])
         np.testing.assert_allclose(squares[block], np.square(wide_base[start : start + BLOCK]).sum(), rtol=1e-5)
+    expected = changed_columns(slices, base)
+    assert (changed is None) == (3 * len(expected) > columns)
     weights = np.random.default_rng(1).standard_normal((2, steps)).astype(np.float32)
     mixed = kernel.mix(slices, base, weights)
+    if changed is not None:
+        np.testing.assert_array_equal(changed, expected)
+        packed, packed_base = gathered_in_place(kernel, slices, base, changed)
+        np.testing.assert_array_equal(bits(packed), bits(slices)[:, changed])
+        np.testing.assert_array_equal(bits(packed_base), bits(base)[changed])
+        assert not mixed[:, np.setdiff1d(np.arange(columns), changed)].any()
+        np.testing.assert_array_equal(kernel.mix(packed, packed_base, weights), mixed[:, changed])
     np.testing.assert_allclose(mixed, weights @ deltas, rtol=1e-4, atol=1e-6 * steps * np.abs(deltas).max(initial=0))
 
 
@@ -145,7 +181,7 @@ def test_every_number_of_16_bits_is_read_exactly(dtype: str, library: ctypes.CDL
 def test_a_value_that_is_not_finite_spoils_its_block(value: float, changed: float, library: ctypes.CDLL) -> None:
     slices, base = window(7, 2 * BLOCK, "BF16", "BF16", changed)
     slices[3, BLOCK + 9] = value
-    grams, _ = Kernels(library, 7).block_grams(slices, base, BLOCK)
+    grams, *_ = Kernels(library, 7).block_grams(slices, base, BLOCK)
     assert np.isfinite(grams[0]).all() and not np.isfinite(grams[1]).all()
 
 
@@ -180,6 +216,10 @@ def test_arrays_that_do_not_belong_together_are_refused(library: ctypes.CDLL) ->
             kernel.block_grams(*wrong, BLOCK)
         with pytest.raises(ValueError, match="slices"):
             kernel.mix(*wrong, np.zeros((1, 3), np.float32))
+    few = np.array([0, 5], np.uint32)
+    for rows, rows_base in ((np.zeros((3, 3), np.float32), base[:3]), (np.zeros((3, 2), np.float16), base[:2])):
+        with pytest.raises(ValueError, match="columns"):
+            kernel.gather(slices, base, few, rows, rows_base)
     for weights in (np.zeros((1, 4), np.float32), np.zeros((1, 3))):
         with pytest.raises(ValueError, match="weights"):
             kernel.mix(slices, base, weights)

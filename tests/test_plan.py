@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from relex_core.plan import (
     MAX_GROUP_TENSORS,
     MAX_STRIPE_COLUMNS,
     FitPlan,
-    PlannedTensor,
     Segment,
     plan_fit,
     shard_groups,
@@ -65,8 +63,8 @@ def enough(tensors: Tensors, steps: int, budget: int, workers: int, **fit: Any) 
         return plan_of(tensors, steps, int(needed[1]) * MIB, workers, **fit)
 
 
-def visits(plan: FitPlan) -> list[tuple[tuple[Segment, ...], bool]]:
-    return [(stripe.segments, wanted) for group in plan.groups for stripe, wanted in plan.visits(group)]
+def stripes(plan: FitPlan) -> list[tuple[Segment, ...]]:
+    return [stripe.segments for group in plan.groups for stripe in plan.stripes(group)]
 
 
 float_dtypes = st.sampled_from(sorted(FLOATS))
@@ -105,31 +103,26 @@ def planned(function: Any) -> Any:
 
 
 @planned
-def test_every_weight_is_read_once_or_twice_and_in_order(
+def test_every_weight_is_read_in_order_and_what_is_not_held_by_itself(
     tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
 ) -> None:
     plan = enough(tensors, steps, budget, workers, **fit)
-    passes: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
-    for segments, wanted in visits(plan):
+    found: dict[str, list[Segment]] = defaultdict(list)
+    for segments in stripes(plan):
         assert segments
         for segment in segments:
-            passes[segment.tensor.name, wanted].append(segment)
+            found[segment.tensor.name].append(segment)
+            assert plan.held(segment.tensor) or len(segments) == 1
     planned_tensors = [tensor for group in plan.groups for tensor in group.tensors]
     assert [(t.numel, t.dtype, t.base_dtype) for t in planned_tensors] == tensors
     for tensor in planned_tensors:
-        for wanted in (True, False):
-            found = passes.pop((tensor.name, wanted), [])
-            if not wanted and plan.read_once(tensor):
-                assert not found
-                continue
-            end = 0
-            for segment in found:
-                assert segment.start == end
-                assert segment.stop > segment.start
-                assert segment.start % BLOCK_COLUMNS == 0
-                end = segment.stop
-            assert end == tensor.numel
-    assert not passes
+        end = 0
+        for segment in found[tensor.name]:
+            assert segment.start == end
+            assert segment.stop > segment.start
+            assert segment.start % BLOCK_COLUMNS == 0
+            end = segment.stop
+        assert end == tensor.numel
 
 
 @planned
@@ -137,7 +130,7 @@ def test_segments_lie_aligned_side_by_side_inside_the_buffers(
     tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
 ) -> None:
     plan = enough(tensors, steps, budget, workers, **fit)
-    for segments, _ in visits(plan):
+    for segments in stripes(plan):
         at = base_at = 0
         for segment in segments:
             count = segment.stop - segment.start
@@ -150,89 +143,6 @@ def test_segments_lie_aligned_side_by_side_inside_the_buffers(
             at, base_at = segment.at + count * item, segment.base_at + count * base_item
         assert at <= plan.row_bytes
         assert base_at <= plan.base_row_bytes
-
-
-class Stream:
-    """The order of events in fit/stream.py and fit/loop.py, without bytes: which stripe waits for which buffer."""
-
-    def __init__(self, plan: FitPlan) -> None:
-        self.free = plan.buffers
-        self.visits = iter(visits(plan))
-        self.loaded: deque[tuple[int, tuple[Segment, ...]]] = deque()
-        self.parts: deque[tuple[int, Segment]] = deque()
-        self.waiting: dict[int, int] = {}
-        self.read_ahead()
-
-    def read_ahead(self) -> None:
-        while self.free and (visit := next(self.visits, None)) is not None:
-            self.free -= 1
-            number = len(self.waiting)
-            self.waiting[number] = len(visit[0])
-            self.loaded.append((number, visit[0]))
-
-    def take(self, tensor: PlannedTensor) -> Iterator[int]:
-        """The stripes of the tensor's segments, one by one."""
-        reached = 0
-        while reached < tensor.numel:
-            if not self.parts:
-                assert self.loaded, f"{tensor.name} needs more buffers than there are"
-                number, segments = self.loaded.popleft()
-                self.parts.extend((number, segment) for segment in segments)
-            number, segment = self.parts.popleft()
-            assert segment.tensor is tensor
-            reached = segment.stop
-            yield number
-
-    def done(self, number: int) -> None:
-        self.waiting[number] -= 1
-        if not self.waiting[number]:
-            self.free += 1
-            self.read_ahead()
-
-
-def go_through(plan: FitPlan, workers: int) -> None:
-    """What the fit does with its stripes; fails where it would wait for a buffer that it holds itself."""
-    stream = Stream(plan)
-    for tensor in (tensor for group in plan.groups for tensor in group.tensors):
-        if not tensor.floating:
-            for number in stream.take(tensor):
-                stream.done(number)
-        elif plan.held(tensor):
-            for number in list(stream.take(tensor)):
-                stream.done(number)
-        else:
-            for number in stream.take(tensor):
-                stream.done(number)
-            in_work: deque[int] = deque()  # the second pass mixes a part per worker, and one or two are queued
-            for number in stream.take(tensor):
-                in_work.append(number)
-                if len(in_work) > workers + 1:
-                    stream.done(in_work.popleft())
-            while in_work:
-                stream.done(in_work.popleft())
-    assert stream.free == plan.buffers
-    assert next(stream.visits, None) is None
-
-
-@planned
-@example(tensors=[(600_000, "I8", "I8"), (5, "F32", "F32")], steps=2, budget=MIB, workers=1, fit={"group_size": MIB})
-@example(tensors=[(1_000_000, "F32", "F32")], steps=6, budget=12 * MIB, workers=2, fit={})
-def test_no_tensor_waits_for_a_buffer_that_it_holds_itself(
-    tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
-) -> None:
-    go_through(enough(tensors, steps, budget, workers, **fit), workers)
-
-
-@pytest.mark.parametrize("stripes", range(1, 9))
-def test_a_tensor_that_just_fits_and_begins_in_another_s_stripe(stripes: int) -> None:
-    held = set()
-    for budget in range(8, 120, 2):
-        for columns in (2 * BLOCK_COLUMNS, 4 * BLOCK_COLUMNS, 6 * BLOCK_COLUMNS):
-            tensors = [(10, "F32", "F32"), (stripes * columns, "F32", "F32"), (10, "F32", "F32")]
-            plan = enough(tensors, 6, budget * MIB, 2)
-            held.add(plan.held(plan.groups[0].tensors[1]))
-            go_through(plan, 2)
-    assert held == {True, False}  # both sides of the limit were met
 
 
 @planned
@@ -250,21 +160,17 @@ def test_the_promised_peak_stays_within_the_budget(
 
 
 @planned
-def test_bytes_to_read_are_those_of_the_visits(
+def test_bytes_to_read_are_those_of_the_segments(
     tensors: Tensors, steps: int, budget: int, workers: int, fit: dict[str, Any]
 ) -> None:
     plan = enough(tensors, steps, budget, workers, **fit)
-
-    def size(numel: int, dtype: str, base_dtype: str) -> int:
-        return numel * (steps * ITEM_BYTES[dtype] + ITEM_BYTES[base_dtype])
-
     read = sum(
-        size(segment.stop - segment.start, segment.tensor.dtype, segment.tensor.base_dtype)
-        for segments, _ in visits(plan)
+        plan.segment_bytes(segment) * (1 if plan.read_once(segment.tensor) else 2)
+        for segments in stripes(plan)
         for segment in segments
     )
     assert plan.bytes_to_read == read
-    once = sum(size(*tensor) for tensor in tensors)
+    once = sum(numel * (steps * ITEM_BYTES[dtype] + ITEM_BYTES[base_dtype]) for numel, dtype, base_dtype in tensors)
     assert once <= read <= 2 * once
     assert window_bytes(manifest_of(tensors, steps)) == sum(steps * n * ITEM_BYTES[d] for n, d, _ in tensors)
 
@@ -303,7 +209,7 @@ def test_shards_have_about_equal_weights() -> None:
 def test_a_window_that_fits_is_read_once() -> None:
     tensors = [(2_000_000, "BF16", "BF16"), (10, "BF16", "BF16")]
     plan = plan_of(tensors, 10, 2**40)
-    assert all(wanted for _, wanted in visits(plan))
+    assert all(plan.read_once(tensor) for group in plan.groups for tensor in group.tensors)
     assert plan.bytes_to_read == 2_000_010 * 11 * 2
 
 
@@ -317,7 +223,7 @@ def test_only_the_tensors_that_do_not_fit_are_read_twice() -> None:
 
 def test_small_neighbours_share_a_stripe() -> None:
     plan = plan_of([(100, "BF16", "BF16")] * 50, 4, 2**40)
-    assert [len(segments) for segments, _ in visits(plan)] == [50]
+    assert [len(segments) for segments in stripes(plan)] == [50]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 16])

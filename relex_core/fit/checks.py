@@ -11,7 +11,7 @@ from relex_core.collect import identical_steps
 from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.files import GroupResult
-from relex_core.fit.stream import Part
+from relex_core.fit.packing import Part
 from relex_core.fit.summary import finite_sum
 from relex_core.manifest import CheckpointRecord, WindowManifest
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from relex_core.fit.memory import HostMemory, Memory
 from relex_core.plan import BLOCK_COLUMNS
-from relex_core.shapes import Float, Float32, Float64
+from relex_core.shapes import Float, Float32, Float64, UInt32
 
 
 class Tiles:
@@ -62,7 +62,7 @@ class Tiles:
 
 def block_grams(
     slices: Float[np.ndarray, "T n"], base: Float[np.ndarray, " n"], tiles: Tiles
-) -> tuple[Float64[np.ndarray, "b T T"], Float64[np.ndarray, " b"]]:
+) -> tuple[Float64[np.ndarray, "b T T"], Float64[np.ndarray, " b"], UInt32[np.ndarray, " k"] | None]:
     """Gram matrices of the deltas, one for every BLOCK_COLUMNS columns.
 
     Blocks are returned one by one, so that the caller can add them in the order of the tensor's columns: the sum is
@@ -73,7 +73,8 @@ def block_grams(
         base: any float dtype, on the host.
 
     Returns:
-        (Gram matrices, squared norms of the base), both by block.
+        (Gram matrices, by block; squared norms of the base, by block; columns that changed, or None where they are many
+        or nobody looked: valid until this thread's next call)
     """
     if tiles.kernels and tiles.kernels.take(slices, base):
         return tiles.kernels.block_grams(slices, base, BLOCK_COLUMNS)
@@ -84,12 +85,12 @@ def block_grams(
     if _frozen(slices, base):
         for start, base_tile in tiles.bases(memory.load(base)):
             squares[start // BLOCK_COLUMNS] += base_tile @ base_tile
-        return memory.fetch(grams), memory.fetch(squares)
+        return memory.fetch(grams), memory.fetch(squares), None
     for start, tile, base_tile in tiles.deltas(memory.load(slices), memory.load(base)):
         block = start // BLOCK_COLUMNS
         grams[block] += memory.self_product(tile)
         squares[block] += base_tile @ base_tile
-    return memory.fetch(grams), memory.fetch(squares)
+    return memory.fetch(grams), memory.fetch(squares), None
 
 
 def _frozen(slices: Float[np.ndarray, "T n"], base: Float[np.ndarray, " n"]) -> bool:

@@ -1,7 +1,7 @@
 """The loop over tensors, in the order of the base's files:
 
     read the T slices (stream.py) -> Gram matrix (gram.py) -> eigenvectors, line (basis.py, line.py)
-      -> directions from the slices still in memory (gram.mix) -> RUN/fit/direction-*.safetensors
+      -> directions from the slices still in memory, or read once more (gram.mix) -> RUN/fit/direction-*.safetensors
 
 Memory: resident memory stays below `FitPlan.peak_bytes`, which stays below `fit.memory_budget`: stripes of T slices
 (`plan.buffers` of them), one float32 tile per thread, and the directions of one tensor group.
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -28,12 +28,13 @@ from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_
 from relex_core.fit.gram import mix
 from relex_core.fit.key import fit_key
 from relex_core.fit.memory import Memory
+from relex_core.fit.packing import Part
 from relex_core.fit.row_reads import row_reads
-from relex_core.fit.stream import Part, WindowStream
+from relex_core.fit.stream import WindowStream
 from relex_core.fit.summary import tensor_fit
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
-from relex_core.plan import FitPlan, Group, PlannedTensor, plan_fit, shard_groups
+from relex_core.plan import FitPlan, Group, PlannedTensor, Segment, plan_fit, shard_groups
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
 from relex_core.storage import Store, open_store
@@ -102,9 +103,9 @@ def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
     left = [group for group in groups if finished_group(context.store, context.plan.groups, group, context.key) is None]
     so_far = FittedSoFar(context.manifest)
     with progress("fit", sum(map(context.plan.group_bytes, left)), unit="bytes") as advance:
-        visits = (visit for group in left for visit in context.plan.visits(group))
+        stripes = (stripe for group in left for stripe in context.plan.stripes(group))
         stream = WindowStream(
-            context.plan, visits, context.base, context.observed, context.pool, context.memory, advance, context.rows
+            context.plan, stripes, context.base, context.observed, context.pool, context.memory, advance, context.rows
         )
         meter = _Meter(context)
         fitted = (_fit_group(context, group, stream) for group in left)
@@ -147,28 +148,27 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
         if not tensor.floating:
             written.add_state(tensor, _changed_state(tensor, stream))
             continue
-        held = context.plan.held(tensor)
-        parts: list[Part] = []
         grams, square = np.zeros((context.plan.steps, context.plan.steps)), 0.0
+        parts: list[Part | Segment] = []
         for part in stream.parts(tensor):
             assert part.grams is not None and part.base_squares is not None
             refuse_non_finite(part, context.manifest.steps)
             for gram, base_square in zip(part.grams, part.base_squares, strict=True):
                 grams += gram
                 square += float(base_square)
-            if held:
-                parts.append(part)
+            if part.kept:
+                parts.append(replace(part, grams=None, base_squares=None))
             else:
+                parts.append(part.segment)
                 stream.done(part)
         result.grams[tensor.name], result.base_squares[tensor.name] = grams, square
         spectra[tensor.name] = spectrum = decompose(grams, context.spec.rank)
         basis = stored_basis(spectrum, context.manifest.steps, context.spec)
-        again: Iterable[Part] = parts if held else stream.parts(tensor)
         if basis is None:
-            for part in again:
+            for part in stream.again(tensor, [part for part in parts if isinstance(part, Part)]):
                 stream.done(part)
         else:
-            directions = _directions(context, again, basis, stream)
+            directions = _directions(context, stream.again(tensor, parts), basis, stream)
             if not np.isfinite(square):
                 directions = _checked(tensor, directions)
             written.add(tensor, basis, directions)
@@ -197,7 +197,7 @@ def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream
 
     def mixed(part: Part) -> tuple[Part, np.ndarray]:
         with context.memory.in_order():
-            directions = mix(part.slices, part.base, basis.mixing, stream.scratch.tiles)
+            directions = part.spread(mix(part.slices, part.base, basis.mixing, stream.scratch.tiles))
             return part, directions.astype(dtype, copy=False)
 
     # Parts that wait for their turn hold their stripes: leave a buffer to read the next one into.

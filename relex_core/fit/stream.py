@@ -1,6 +1,6 @@
 """Stripes of the window, read ahead in threads while earlier ones are in work.
 
-    readers -> buffers -> (Gram matrices, in the same thread) -> parts of tensors, in order
+    readers -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
 stripe is read into it. The order of stripes is fixed, so the main thread can wait for them one by one.
@@ -12,48 +12,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import replace
 
 from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.gram import Tiles, block_grams
 from relex_core.fit.memory import Memory
+from relex_core.fit.packing import Buffers, LoadedStripe, Packing, Part
 from relex_core.plan import FitPlan, PlannedTensor, Segment, Stripe
-
-
-@dataclass
-class Buffers:
-    """Memory of one stripe: a row of bytes per step, and one for the base."""
-
-    rows: np.ndarray
-    base: np.ndarray
-
-
-@dataclass
-class LoadedStripe:
-    """A stripe in memory."""
-
-    buffers: Buffers
-    waiting: int
-    """Parts that are not done yet."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One segment of a tensor, in memory."""
-
-    segment: Segment
-    slices: np.ndarray
-    """"T n", in the checkpoints' dtype."""
-    base: np.ndarray
-    """"n", in the base's dtype."""
-    grams: np.ndarray | None
-    """"b T T", float64: Gram matrices by block, where the plan asked for them."""
-    base_squares: np.ndarray | None
-    stripe: LoadedStripe = field(repr=False)
 
 
 class ThreadTiles(threading.local):
@@ -67,10 +34,10 @@ class WindowStream:
     """The window's stripes, in order.
 
     Args:
-        visits: stripes in reading order, each with whether its Gram matrices are wanted (`FitPlan.visits`).
+        stripes: in reading order (`FitPlan.stripes`).
         base: reader of the base.
         observed: readers of the T checkpoints, by step.
-        on_read: called with the number of weight bytes of each stripe read.
+        on_read: called with the number of weight bytes of each stripe read, or not to be read again.
         rows: reads a stripe's steps at the same time, where a request takes much longer than its bytes; None: one
             after the other, in the thread of the stripe.
     """
@@ -78,7 +45,7 @@ class WindowStream:
     def __init__(
         self,
         plan: FitPlan,
-        visits: Iterator[tuple[Stripe, bool]],
+        stripes: Iterator[Stripe],
         base: Reader,
         observed: Sequence[Reader],
         pool: ThreadPoolExecutor,
@@ -86,27 +53,45 @@ class WindowStream:
         on_read: Callable[[int], object],
         rows: Executor | None = None,
     ) -> None:
-        self._plan, self._visits = plan, visits
+        self._plan, self._stripes = plan, stripes
         self._base, self._observed = base, observed
         self._pool, self._on_read = pool, on_read
         self._map_rows = rows.map if rows else map
         self.memory, self.scratch = memory, ThreadTiles(plan.steps, memory)
         self._unused = plan.buffers
         self._free: list[Buffers] = []
-        self._loading: deque[Future[list[Part]]] = deque()
+        self._loading: deque[Future[tuple[list[Part], Buffers | None]]] = deque()
         self._parts: deque[Part] = deque()
+        self._again: deque[Segment] = deque()
+        self._undecided = False  # whether a tensor's second pass comes next, of nobody knows yet which stripes
+        self._packing: tuple[PlannedTensor, Packing] | None = None
         self._read_ahead()
 
     def parts(self, tensor: PlannedTensor) -> Iterator[Part]:
-        """The tensor's segments from first to last; call `done` for each as soon as its data are not needed."""
+        """The tensor's segments from first to last; call `done` for each as soon as its data are not needed.
+
+        A part that was not kept is to be done before `again` is called.
+        """
         reached = 0
         while reached < tensor.numel:
-            if not self._parts:
-                self._parts.extend(self._loading.popleft().result())
-            part = self._parts.popleft()
+            part = self._next()
             assert part.segment.tensor is tensor, "parts are taken in the order of the plan"
             reached = part.segment.stop
             yield part
+
+    def again(self, tensor: PlannedTensor, parts: Sequence[Part | Segment]) -> Iterator[Part]:
+        """`parts` from first to last; those segments among them are read once more. For every tensor with a direction.
+
+        Args:
+            parts: all that is wanted of the tensor.
+        """
+        if not self._plan.read_once(tensor):
+            segments = [part for part in parts if isinstance(part, Segment)]
+            self._on_read(self._plan.tensor_bytes(tensor) - sum(map(self._plan.segment_bytes, segments)))
+            self._again.extend(segments)
+            self._undecided = False
+            self._read_ahead()
+        return (part if isinstance(part, Part) else self._next() for part in parts)
 
     def done(self, part: Part) -> None:
         """Give the part's memory back; only for the main thread."""
@@ -115,12 +100,27 @@ class WindowStream:
             self._free.append(part.stripe.buffers)
             self._read_ahead()
 
+    def _next(self) -> Part:
+        if not self._parts:
+            parts, free = self._loading.popleft().result()
+            self._parts.extend(parts)
+            if free is not None:
+                self._free.append(free)
+            self._read_ahead()
+        return self._parts.popleft()
+
     def _read_ahead(self) -> None:
-        while self._free or self._unused:
-            visit = next(self._visits, None)
-            if visit is None:
+        while (self._free or self._unused) and len(self._loading) < self._plan.ahead:
+            if self._again:
+                self._loading.append(self._pool.submit(self._reload, self._again.popleft(), self._take_buffers()))
+                continue
+            stripe = None if self._undecided else next(self._stripes, None)
+            if stripe is None:
                 return
-            self._loading.append(self._pool.submit(self._load, *visit, self._take_buffers()))
+            last = stripe.segments[-1]
+            self._undecided = last.stop == last.tensor.numel and not self._plan.read_once(last.tensor)
+            packing = self._packing_of(stripe)
+            self._loading.append(self._pool.submit(self._load, stripe, self._take_buffers(), packing))
 
     def _take_buffers(self) -> Buffers:
         if self._free:
@@ -129,32 +129,59 @@ class WindowStream:
         rows = self.memory.buffer((self._plan.steps, self._plan.row_bytes))
         return Buffers(rows, self.memory.buffer((self._plan.base_row_bytes,)))
 
-    def _load(self, stripe: Stripe, wanted: bool, buffers: Buffers) -> list[Part]:
-        """Read one stripe at every step and in the base; runs in a thread of the pool."""
+    def _packing_of(self, stripe: Stripe) -> Packing | None:
+        """Where the stripe waits for its tensor, if it holds some of one tensor."""
+        first = stripe.segments[0]
+        if len(stripe.segments) > 1 or first.stop - first.start == first.tensor.numel or not first.tensor.floating:
+            return None
+        if self._packing is None or self._packing[0] is not first.tensor:
+            self._packing = first.tensor, Packing(self._plan.kept_buffers(first.tensor))
+        return self._packing[1]
+
+    def _load(self, stripe: Stripe, buffers: Buffers, packing: Packing | None) -> tuple[list[Part], Buffers | None]:
+        """Read one stripe and compute its Gram matrices; runs in a thread of the pool.
+
+        Returns:
+            (its parts, buffers that are free again)
+        """
+        loaded, tiles = self._read(stripe, buffers), self.scratch.tiles
+        parts, changed = list[Part](), None
+        with self.memory.in_order():
+            for segment in stripe.segments:
+                part = _part(segment, loaded)
+                if segment.tensor.floating:
+                    grams, squares, changed = block_grams(part.slices, part.base, tiles)
+                    part = replace(part, grams=grams, base_squares=squares)
+                parts.append(part)
+        if packing is None:
+            return parts, None
+        kept, free = packing.keep(parts[0], changed, tiles.kernels)
+        return [kept], free
+
+    def _reload(self, segment: Segment, buffers: Buffers) -> tuple[list[Part], None]:
+        """Read a segment once more; runs in a thread of the pool."""
+        return [_part(segment, self._read(Stripe((segment,)), buffers))], None
+
+    def _read(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe:
+        """Read one stripe at every step and in the base."""
         pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
-        rows = buffers.rows
-        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, rows):
+        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, buffers.rows):
             pass
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
         self._base.read(base_pieces, memoryview(buffers.base))
-        read = sum(len(rows) * (p.stop - p.start) for p in pieces) + sum(p.stop - p.start for p in base_pieces)
-        self._on_read(read)
-        loaded = LoadedStripe(buffers, len(stripe.segments))
-        with self.memory.in_order():
-            return [self._part(segment, wanted, loaded) for segment in stripe.segments]
+        self._on_read(sum(map(self._plan.segment_bytes, stripe.segments)))
+        return LoadedStripe(buffers, len(stripe.segments))
 
-    def _part(self, segment: Segment, wanted: bool, loaded: LoadedStripe) -> Part:
-        tensor, count = segment.tensor, segment.stop - segment.start
-        rows, base_row = loaded.buffers.rows, loaded.buffers.base
-        width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
-        slices = rows[:, segment.at : segment.at + width].view(NUMPY_DTYPES[tensor.dtype])
-        base = base_row[segment.base_at : segment.base_at + base_width].view(NUMPY_DTYPES[tensor.base_dtype])
-        grams = squares = None
-        if wanted and tensor.floating:
-            grams, squares = block_grams(slices, base, self.scratch.tiles)
-        return Part(segment, slices, base, grams, squares, loaded)
+
+def _part(segment: Segment, loaded: LoadedStripe) -> Part:
+    tensor, count = segment.tensor, segment.stop - segment.start
+    rows, base_row = loaded.buffers.rows, loaded.buffers.base
+    width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
+    slices = rows[:, segment.at : segment.at + width].view(NUMPY_DTYPES[tensor.dtype])
+    base = base_row[segment.base_at : segment.base_at + base_width].view(NUMPY_DTYPES[tensor.base_dtype])
+    return Part(segment, slices, base, None, None, loaded)
 
 
 def _piece(segment: Segment, item: int, at: int) -> Piece:
