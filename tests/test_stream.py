@@ -20,11 +20,14 @@ from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.memory import HostMemory
 from relex_core.fit.packing import Part
 from relex_core.fit.stream import WindowStream
+from relex_core.kernels import compiled_library
 from relex_core.parallel import ordered_map
 from relex_core.plan import FitPlan, PlannedTensor, Segment
 
 COLUMNS, BLOCK = 256, 64
 """Of a stripe and of a block, instead of 512 Ki and 32 Ki."""
+
+needs_kernels = pytest.mark.skipif(compiled_library() is None, reason="relex was installed without a C compiler")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,6 +171,7 @@ def test_a_tensor_that_just_fits_and_begins_in_another_s_stripe(stripes: int) ->
     assert held == ({True} if stripes <= 3 else {True, False})  # both sides of the limit were met
 
 
+@needs_kernels
 def test_a_large_tensor_of_which_little_changed_is_read_once() -> None:
     tensors: Tensors = [(20 * COLUMNS, "BF16", "BF16")]
     few, many = (Window(tensors, [share] * 6, 8, 2, 9) for share in (0.1, 1.0))
@@ -180,6 +184,7 @@ def test_a_large_tensor_of_which_little_changed_is_read_once() -> None:
     assert met == {(True, False), (False, False)}
 
 
+@needs_kernels
 def test_what_never_changed_takes_no_memory() -> None:
     window = Window([(300 * COLUMNS, "BF16", "BF16")], [0.0] * 6, 8, 2, 3)
     read, _, met = go_through(window)
