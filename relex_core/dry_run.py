@@ -34,7 +34,7 @@ class RunPlan(BaseModel):
     """Parameters of the model."""
     window_bytes: int
     fit_reads: int
-    """Window and base, with the second reads of tensors that do not fit the memory budget."""
+    """Window and base, with second reads of tensors that do not fit the memory budget; less if few weights change."""
     read_twice: tuple[str, ...]
     """Those tensors."""
     fit_writes: int

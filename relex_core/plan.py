@@ -133,9 +133,16 @@ class FitPlan:
     def _weight_bytes(self, tensor: PlannedTensor) -> int:
         return self.steps * ITEM_BYTES[tensor.dtype] + ITEM_BYTES[tensor.base_dtype]
 
+    def again_bytes(self, tensor: PlannedTensor) -> int:
+        """Bytes of a tensor that are read a second time, at most: fewer if few weights change."""
+        if self.read_once(tensor):
+            return 0
+        stripes = _stripe_count(tensor, self.columns) - max(self.kept_buffers(tensor), 0)
+        return min(tensor.numel, stripes * self.columns) * self._weight_bytes(tensor)
+
     def group_bytes(self, group: Group) -> int:
         """Bytes read for a group, at most: its weights at all steps and in the base, second reads included."""
-        return sum(self.tensor_bytes(tensor) * (1 if self.read_once(tensor) else 2) for tensor in group.tensors)
+        return sum(self.tensor_bytes(tensor) + self.again_bytes(tensor) for tensor in group.tensors)
 
     @property
     def bytes_to_read(self) -> int:

@@ -87,7 +87,7 @@ class WindowStream:
         """
         if not self._plan.read_once(tensor):
             segments = [part for part in parts if isinstance(part, Segment)]
-            self._on_read(self._plan.tensor_bytes(tensor) - sum(map(self._plan.segment_bytes, segments)))
+            self._on_read(self._plan.again_bytes(tensor) - sum(map(self._plan.segment_bytes, segments)))
             self._again.extend(segments)
             self._undecided = False
             self._read_ahead()
