@@ -81,7 +81,9 @@ DEFAULT = (18.5, 4.09, 0.0149)
 def plan_of(arguments: argparse.Namespace) -> FitPlan:
     """The plan that relex makes for this model in each pod."""
     names = [TensorRecord(name=name, shape=shape, dtype="BF16") for name, shape in shapes()]
-    steps = [CheckpointRecord(step=step, uri=f"step_{step}", files=()) for step in range(1, arguments.steps + 1)]
+    steps = [
+        CheckpointRecord(step=step, uri=f"gs://run/step_{step}", files=()) for step in range(1, arguments.steps + 1)
+    ]
     base = BaseRecord(uri="base", files=())
     manifest = WindowManifest(base=base, checkpoints=tuple(steps), tensors=tuple(names), t_cut=arguments.steps)
     spec = FitSpec(memory_budget=arguments.budget)

@@ -87,7 +87,7 @@ def test_the_result_does_not_depend_on_budget_stripes_or_threads(
         import dataclasses
 
         planned = real(*arguments, **named)  # type: ignore[arg-type]
-        return dataclasses.replace(planned, buffers=planned.ahead + 3)
+        return dataclasses.replace(planned, buffers=planned.ahead + 3, dear_reads=True)
 
     monkeypatch.setattr("relex_core.fit.loop.plan_fit", narrow)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from typing import Any
@@ -217,9 +218,21 @@ def test_only_the_tensors_that_do_not_fit_are_read_twice() -> None:
     plan = plan_of(tensors, 10, 300 * MIB, group_size=200 * MIB, direction_dtype="bfloat16")
     small, large, last = plan.groups[0].tensors
     assert (plan.read_once(small), plan.read_once(large), plan.read_once(last)) == (True, False, True)
+    assert plan.bytes_to_read == 11 * 2 * (2000 + 2 * 20_000_000)
+    dear = dataclasses.replace(plan, dear_reads=True)  # then what fits stays
     kept = (plan.buffers - plan.ahead) * plan.columns
     assert 0 < kept < 20_000_000
-    assert 0 <= plan.bytes_to_read - 11 * 2 * (2000 + 2 * 20_000_000 - kept) < 11 * 2 * plan.columns
+    assert 0 <= dear.bytes_to_read - 11 * 2 * (2000 + 2 * 20_000_000 - kept) < 11 * 2 * plan.columns
+
+
+@pytest.mark.parametrize(
+    ("folder", "dear"), [("/data/run", False), ("gs://bucket/run", True), ("/data/captured/{}.relexpatch", True)]
+)
+def test_reads_from_a_bucket_or_of_captured_steps_are_dear(folder: str, dear: bool) -> None:
+    manifest = manifest_of([(10, "F32", "F32")], 3)
+    checkpoints = tuple(c.model_copy(update={"uri": folder.format(c.step)}) for c in manifest.checkpoints)
+    there = manifest.model_copy(update={"checkpoints": checkpoints})
+    assert plan_fit(there, {"t0": "F32"}, FitSpec(), 2**40, workers=2).dear_reads is dear
 
 
 def test_small_neighbours_share_a_stripe() -> None:

@@ -61,10 +61,12 @@ class HeldReader:
 class Window:
     """A random window, and the plan for it."""
 
-    def __init__(self, tensors: Tensors, changed: list[float], steps: int, workers: int, more: int) -> None:
+    def __init__(
+        self, tensors: Tensors, changed: list[float], steps: int, workers: int, more: int, dear_reads: bool = True
+    ) -> None:
         self.workers = workers
         roomy = plan_of(tensors, steps, 2**40, workers)
-        self.plan: FitPlan = dataclasses.replace(roomy, buffers=workers + 2 + more)
+        self.plan: FitPlan = dataclasses.replace(roomy, buffers=workers + 2 + more, dear_reads=dear_reads)
         generator = np.random.default_rng(0)
         self.base: dict[str, np.ndarray] = {}
         self.steps: list[dict[str, np.ndarray]] = [{} for _ in range(steps)]
@@ -157,13 +159,14 @@ dtypes = st.sampled_from([("BF16", "BF16"), ("F32", "F32"), ("BF16", "F32"), ("I
     workers=st.integers(1, 4),
     more=st.integers(0, 14),
     compiled=st.booleans(),
+    dear_reads=st.booleans(),
 )
-@example([(600, "I64", "I64"), (5, "F32", "F32")], [1.0] * 6, 2, 1, 0, True)
-@example([(2500, "BF16", "BF16"), (9, "F32", "F32"), (2500, "BF16", "BF16")], [0.1] * 6, 4, 2, 4, True)
+@example([(600, "I64", "I64"), (5, "F32", "F32")], [1.0] * 6, 2, 1, 0, True, True)
+@example([(2500, "BF16", "BF16"), (9, "F32", "F32"), (2500, "BF16", "BF16")], [0.1] * 6, 4, 2, 4, True, False)
 def test_every_part_is_right_and_every_buffer_comes_back(
-    tensors: Tensors, changed: list[float], steps: int, workers: int, more: int, compiled: bool
+    tensors: Tensors, changed: list[float], steps: int, workers: int, more: int, compiled: bool, dear_reads: bool
 ) -> None:
-    window = Window(tensors, changed, steps, workers, more)
+    window = Window(tensors, changed, steps, workers, more, dear_reads)
     passed = go_through(window, compiled)
     once = sum(map(window.plan.tensor_bytes, window.tensors))
     assert once <= passed.read <= passed.said == window.plan.bytes_to_read <= 2 * once
@@ -192,11 +195,15 @@ def test_a_large_tensor_of_which_little_changed_is_read_once() -> None:
     passed, kept = go_through(many), many.plan.buffers - many.plan.ahead
     assert passed.read == once + (20 - kept) * once // 20, "what fits stays, the rest is read again"
     assert passed.met == {(True, False), (False, False)}
+    cheap = Window(tensors, [1.0] * 6, 8, 2, 9, dear_reads=False)
+    passed = go_through(cheap)
+    assert (passed.read, passed.met) == (2 * once, {(False, False)})
+    assert passed.buffers < cheap.plan.buffers, "memory that is no use is not taken"
 
 
 @needs_kernels
 def test_what_never_changed_takes_no_memory() -> None:
-    window = Window([(40 * COLUMNS, "BF16", "BF16")], [0.0] * 6, 8, 2, 39)
+    window = Window([(40 * COLUMNS, "BF16", "BF16")], [0.0] * 6, 8, 2, 39, dear_reads=False)
     assert window.plan.held(window.tensors[0])
     passed = go_through(window)
     assert passed.met == {(True, True)}

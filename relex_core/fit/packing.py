@@ -70,10 +70,11 @@ class Packing:
 
     Args:
         most: buffers to keep.
+        whole: keep parts of which most columns changed, too.
     """
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, most: int, whole: bool) -> None:
+        self._left, self._whole = most, whole
         self._rooms: list[_Room] = []
         self._lock = Lock()
 
@@ -89,7 +90,7 @@ class Packing:
         # Values that are not finite may stand in columns that did not change: the direction shows them, if it is whole.
         sound = part.base_squares is not None and np.isfinite(part.base_squares).all()
         if kernels is None or changed is None or not sound:
-            return replace(part, kept=self._take_buffers()), None
+            return replace(part, kept=self._whole and self._take_buffers()), None
         size = sum(map(_aligned, _sizes(part, len(changed))))
         room = self._room(size)
         if room is not None:

@@ -110,7 +110,7 @@ class WindowStream:
         return self._parts.popleft()
 
     def _read_ahead(self) -> None:
-        while (self._free or self._unused) and len(self._loading) < self._plan.ahead:
+        while (self._free or self._unused) and len(self._loading) < self._plan.read_ahead:
             if self._again:
                 self._loading.append(self._pool.submit(self._reload, self._again.popleft(), self._take_buffers()))
                 continue
@@ -135,7 +135,8 @@ class WindowStream:
         if len(stripe.segments) > 1 or first.stop - first.start == first.tensor.numel or not first.tensor.floating:
             return None
         if self._packing is None or self._packing[0] is not first.tensor:
-            self._packing = first.tensor, Packing(self._plan.kept_buffers(first.tensor))
+            most, whole = self._plan.kept_buffers(first.tensor), self._plan.keeps_whole(first.tensor)
+            self._packing = first.tensor, Packing(most, whole)
         return self._packing[1]
 
     def _load(self, stripe: Stripe, buffers: Buffers, packing: Packing | None) -> tuple[list[Part], Buffers | None]:
