@@ -77,7 +77,7 @@ compile: $(STAMP) ## Write the Kubeflow pipeline's committed YAML anew
 BASE ?= docker.io/library/python:3.11-slim-bookworm
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 KINDS ?= cpu gpu
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' relex_core/__init__.py)
 
 images: $(KINDS:%=image-%) ## Build the images with podman; BASE=IMAGE@sha256:... pins the base, KINDS=cpu builds one
 

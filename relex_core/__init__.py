@@ -12,9 +12,4 @@ Kubeflow components and by the Airflow tasks:
 Importing this package loads neither torch nor a cloud client.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("relex")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = "0.1.0"
