@@ -45,6 +45,12 @@ def run(spec: RunSpec) -> RunResult:
     manifest = collect(spec)
     if manifest.gaps:
         log.warning("gaps in the window, not filled: %s", gaps_text(manifest.gaps))
+    if spec.evaluation is not None:
+        from relex_core.evaluate.tasks import load_splits  # imports numpy, as the fit does
+
+        load_splits(
+            spec.evaluation, manifest.base.uri
+        )  # what is wrong with the questions is said before hours of reading
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)
 

@@ -261,6 +261,15 @@ def test_wrong_data_are_status_4(root: Path) -> None:
     assert "step 2: model.safetensors is cut off" in message
 
 
+def test_wrong_questions_are_refused_before_the_fit(root: Path) -> None:
+    select, confirm = (
+        {"task": {"name": "sums", "file": file}, "max_tokens": 4} for file in ("none.jsonl", "more.jsonl")
+    )
+    write_spec(root, evaluation={"select": select, "confirm": confirm})
+    assert "none.jsonl" in refused(relex("run", "relex.yaml", cwd=root), 4)
+    assert (root / "run" / "window.json").exists() and not (root / "run" / "fit").exists()
+
+
 def test_storage_that_fails_is_status_5(root: Path) -> None:
     (root / "a_file").write_text("not a folder")
     for out in ("a_file", "a_file/run"):

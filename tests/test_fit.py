@@ -207,8 +207,9 @@ def test_what_the_base_lacks_too_is_refused_where_the_tensor_moved(
     assert load_fit(sound) == found and fit(sound) == found, "what was written can be read again"
     for tensors in (base, *states.values()):
         tensors["moved"][150_000] = bad
-    with pytest.raises(DataError, match=r"base holds NaN.* in tensor moved"):
+    with pytest.raises(DataError, match=r"base holds NaN.* in tensor moved") as caught:
         fit(write_run(tmp_path / "unsound", base, states))
+    assert caught.value.where == str(tmp_path / "unsound" / "base")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -255,6 +256,16 @@ def test_a_base_that_is_a_later_step_is_refused(tmp_path: Path) -> None:
     states = random_walk(base, STEPS)
     with pytest.raises(WindowError, match="the base holds the weights of step 20"):
         fit(write_run(tmp_path, states[20], states, fit={"group_size": 1}))
+
+
+def test_a_base_from_beyond_the_window_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = random_base()
+    states = random_walk(base, [*STEPS, 40])
+    later = states.pop(40)
+    fit(write_run(tmp_path / "right", base, states))
+    assert not caplog.records
+    fit(write_run(tmp_path / "later", later, states))
+    assert "a later checkpoint of the run?" in caplog.text and str(tmp_path / "later" / "base") in caplog.text
 
 
 def test_a_first_step_that_equals_the_base_is_a_warm_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from relex_core.fit.files import GroupResult
 from relex_core.fit.packing import Part
 from relex_core.fit.summary import finite_sum
 from relex_core.manifest import CheckpointRecord, WindowManifest
+
+log = logging.getLogger("relex")
 
 # Float32 products resolve squared distances down to about this share of the squared norms; pairs of steps that are
 # closer are compared byte by byte.
@@ -28,7 +31,7 @@ FIRST_MOVE = 20.0
 FAR_FROM_BASE = 0.02
 
 
-def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
+def refuse_non_finite(part: Part, manifest: WindowManifest) -> None:
     """Name the step and tensor of a value that spoiled a Gram matrix.
 
     Raises:
@@ -38,8 +41,8 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
         return
     name = part.segment.tensor.name
     if not finite(part.base):
-        raise _unsound_base(name)
-    for step, row in zip(steps, part.slices, strict=True):
+        raise _unsound_base(name, manifest)
+    for step, row in zip(manifest.steps, part.slices, strict=True):
         if not finite(row):
             raise DataError(
                 f"step {step} holds NaN or Inf in tensor {name}",
@@ -55,7 +58,7 @@ def refuse_non_finite(part: Part, steps: Sequence[int]) -> None:
     )
 
 
-def refuse_non_finite_directions(tensor: str, directions: np.ndarray) -> None:
+def refuse_non_finite_directions(tensor: str, directions: np.ndarray, manifest: WindowManifest) -> None:
     """Refuse NaN or Inf of the base that no step replaced: columns that never changed may be left out of Gram matrices.
 
     Frozen tensors may hold what they like; they have no directions.
@@ -64,11 +67,16 @@ def refuse_non_finite_directions(tensor: str, directions: np.ndarray) -> None:
         DataError: the directions are not finite, although the Gram matrix is.
     """
     if not finite(directions):
-        raise _unsound_base(tensor)
+        raise _unsound_base(tensor, manifest)
 
 
-def _unsound_base(tensor: str) -> DataError:
-    return DataError(f"the base holds NaN or Inf in tensor {tensor}", where="base", next_step="use a sound base")
+def _unsound_base(tensor: str, manifest: WindowManifest) -> DataError:
+    return DataError(
+        f"the base holds NaN or Inf in tensor {tensor}",
+        where=manifest.base.uri,
+        expected="finite weights",
+        next_step="use a sound base",
+    )
 
 
 class FittedSoFar:
@@ -133,6 +141,20 @@ def refuse_base_of_a_later_step(gram: np.ndarray, manifest: WindowManifest) -> N
             where=manifest.base.uri,
             expected="the weights that step 1 of the run was trained from",
             next_step="point `base` at the model that the RL run loaded",
+        )
+
+
+def warn_of_a_later_base(gram: np.ndarray, manifest: WindowManifest) -> None:
+    """Warn where the run comes closer to the base: that may be a checkpoint from beyond the window.
+
+    Args:
+        gram: "T T", float64, summed over all tensors.
+    """
+    first, last = np.sqrt(np.diag(gram))[[0, -1]]
+    if first > last:
+        log.warning(
+            "step %d lies %.3g from the base, but step %d only %.3g: is %s a later checkpoint of the run?",
+            *(manifest.steps[0], first, manifest.steps[-1], last, manifest.base.uri),
         )
 
 

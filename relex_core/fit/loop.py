@@ -152,7 +152,7 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
         parts: list[Part | Segment] = []
         for part in stream.parts(tensor):
             assert part.grams is not None and part.base_squares is not None
-            refuse_non_finite(part, context.manifest.steps)
+            refuse_non_finite(part, context.manifest)
             for gram, base_square in zip(part.grams, part.base_squares, strict=True):
                 grams += gram
                 square += float(base_square)
@@ -170,7 +170,7 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
         else:
             directions = _directions(context, stream.again(tensor, parts), basis, stream)
             if not np.isfinite(square):
-                directions = _checked(tensor, directions)
+                directions = _checked(tensor, directions, context.manifest)
             written.add(tensor, basis, directions)
     return _FittedGroup(group, result, spectra, written)
 
@@ -207,9 +207,9 @@ def _directions(context: FitContext, parts: Iterable[Part], basis: Basis, stream
         yield directions
 
 
-def _checked(tensor: PlannedTensor, directions: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _checked(tensor: PlannedTensor, directions: Iterator[np.ndarray], manifest: WindowManifest) -> Iterator[np.ndarray]:
     for piece in directions:
-        refuse_non_finite_directions(tensor.name, piece)
+        refuse_non_finite_directions(tensor.name, piece, manifest)
         yield piece
 
 

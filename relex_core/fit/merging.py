@@ -15,7 +15,12 @@ from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.errors import WindowNotReady
 from relex_core.events import record_event
 from relex_core.fit.artifact import FitArtifact
-from relex_core.fit.checks import refuse_another_base, refuse_base_of_a_later_step, refuse_identical_steps
+from relex_core.fit.checks import (
+    refuse_another_base,
+    refuse_base_of_a_later_step,
+    refuse_identical_steps,
+    warn_of_a_later_base,
+)
 from relex_core.fit.columns import stored_columns
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
@@ -40,6 +45,7 @@ def merge_groups(run: str) -> FitArtifact:
     refuse_another_base(total, finite_sum(merged.base_squares.values()), manifest.steps, manifest.base.uri)
     refuse_identical_steps(total, manifest)
     refuse_base_of_a_later_step(total, manifest)
+    warn_of_a_later_base(total, manifest)
     artifact = _artifact(spec, manifest, merged, results, key)
     write_grams(store, layout.GRAM, merged, key)
     write_bytes(store, layout.FIT, artifact.model_dump_json(indent=1).encode())
