@@ -1,7 +1,8 @@
 """What `relex watch --then` can do with a complete window.
 
 `run` and `print` are here. Others come from installed packages that declare an entry point of the group
-`relex.targets`: a function of (RunSpec, WindowManifest), safe to call again with the same window.
+`relex.targets`: a function of (RunSpec, WindowManifest), safe to call again with the same window. If it has an
+attribute `check`, that is called first, without arguments: to refuse settings now, not when the window is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def target(name: str) -> Action:
     """The action of that name.
 
     Raises:
-        SpecError: nothing of that name is installed, or what it needs is not.
+        SpecError: nothing of that name is installed, or what it needs is not; or its settings are wrong.
     """
     module, extra = NEEDS.get(name, ("relex_core", ""))
     if find_spec(module) is None:  # now, not when the window is complete
@@ -34,6 +35,7 @@ def target(name: str) -> Action:
         return built_in[name]
     for entry in entry_points(group=GROUP, name=name):
         action: Action = entry.load()
+        getattr(action, "check", lambda: None)()
         return action
     raise SpecError(
         f"nothing is installed that could be done as {name!r}",

@@ -132,6 +132,26 @@ def test_two_processes_submit_once(api: FakeApi, spec: RunSpec, tmp_path: Path) 
     assert json.loads(printed) == {"run": run["run_id"], "state": "RUNNING", "message": "", "ended": False}
 
 
+@pytest.mark.parametrize(
+    ("target", "settings", "message"),
+    [
+        ("kfp", {}, "KF_PIPELINES_ENDPOINT is not set"),
+        ("kfp", {"KF_PIPELINES_ENDPOINT": "http://there"}, "RELEX_PIPELINE is not set"),
+        ("kfp", {"KF_PIPELINES_ENDPOINT": "http://there", "RELEX_PIPELINE": "none.yaml"}, "not a file"),
+        ("vertex", {"GOOGLE_CLOUD_PROJECT": "p", "RELEX_PIPELINE": str(KUBERNETES)}, "GOOGLE_CLOUD_REGION is not set"),
+    ],
+)
+def test_a_watch_refuses_missing_settings_before_it_waits(
+    target: str, settings: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({**spec_data(), "run_root": "run"}))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RELEX_", "KF_", "GOOGLE_"))}
+    command = [sys.executable, "-m", "relex_core", "watch", "spec.json", "--timeout", "1", "--then", target]
+    result = subprocess.run(command, env=clean | settings, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)
 def test_another_spec_or_other_code_is_another_submission(
     submit: Target, kind: str, api: FakeApi, spec: RunSpec, tmp_path: Path

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +29,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("relex")
 
 
-def kfp(spec: RunSpec, manifest: WindowManifest) -> str:
-    """Submit to Kubeflow Pipelines, once; the run's id."""
+@dataclass(frozen=True)
+class Target:
+    """Where a pipeline is submitted to, once for each window."""
+
+    submit: Callable[[RunSpec, WindowManifest], str]
+    """Returns the id of the run."""
+    settings: Callable[[], object]
+    """Reads the environment.
+
+    Raises:
+        SpecError: a variable is missing or wrong.
+    """
+
+    def __call__(self, spec: RunSpec, manifest: WindowManifest) -> str:
+        return self.submit(spec, manifest)
+
+    def check(self) -> None:
+        """Look at all settings before anybody waits for a window.
+
+        Raises:
+            SpecError: one is missing or wrong.
+        """
+        self.settings()
+        _pipeline()
+        _shards()
+
+
+def _kfp(spec: RunSpec, manifest: WindowManifest) -> str:
     from relex_kfp.pipelines.trigger.kfp_api import submit_kfp
 
     run = submit_kfp(spec, manifest, _pipeline(), cluster(), shards=_shards())
@@ -36,8 +64,7 @@ def kfp(spec: RunSpec, manifest: WindowManifest) -> str:
     return run
 
 
-def vertex(spec: RunSpec, manifest: WindowManifest) -> str:
-    """Submit to Vertex AI Pipelines, once; the job's resource name."""
+def _vertex(spec: RunSpec, manifest: WindowManifest) -> str:
     from relex_kfp.pipelines.trigger.vertex import submit_vertex
 
     there = project()
@@ -83,8 +110,22 @@ def project() -> Project:
     )
 
 
+kfp = Target(_kfp, cluster)
+"""Kubeflow Pipelines; returns the run's id."""
+
+vertex = Target(_vertex, project)
+"""Vertex AI Pipelines; returns the job's resource name."""
+
+
 def _pipeline() -> Path:
-    return Path(_needed("RELEX_PIPELINE"))
+    path = Path(_needed("RELEX_PIPELINE"))
+    if not path.is_file():
+        raise SpecError(
+            "RELEX_PIPELINE is not a file",
+            where=str(path),
+            next_step="python -m relex_kfp compile --out FILE writes one",
+        )
+    return path
 
 
 def _shards() -> int:
