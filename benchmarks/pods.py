@@ -1,10 +1,11 @@
 """What a fit of 70 B parameters and 100 steps takes on 1 to 64 pods: a simulation, not a measurement.
 
-    python benchmarks/pods.py [--steps 100] [--cores 16] [--gigabytes-per-second 1.0] [--budget 64GiB]
+    python benchmarks/pods.py [--steps 100] [--cores 16] [--gigabytes-per-second 1.0] [--budget 64GiB] [--changed 0.25]
 
 Real: the tensors of a Llama 3 70B, and how relex groups them, shares the groups out to pods (`--shard i/N`), and reads
 them (once, or twice where T slices exceed the memory budget). Assumed, and to be replaced by what you measure:
 
+* so many weights of every stripe ever change (`--changed`; 1: as the plan has it, for the worst case);
 * a pod reads at a constant rate, all pods together no faster than the bucket's;
 * the arithmetic takes a + b T + c T² ns of one core per weight (benchmarks/growth.py prints the three) and overlaps
   with reading, so that the slower one counts;
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
@@ -45,8 +47,9 @@ def main() -> None:
     plan = plan_of(arguments)
     weights = sum(tensor.numel for group in plan.groups for tensor in group.tensors)
     tensors = sum(len(group.tensors) for group in plan.groups)
-    print(f"{weights / 1e9:.1f} B parameters, {plan.steps} steps: {plan.bytes_to_read / 1e12:.1f} TB to read, ", end="")
-    print(f"{plan.bytes_to_read / (weights * 2 * (plan.steps + 1)):.2f} x (window + base); ", end="")
+    read = bytes_of(plan, plan.groups, arguments.changed)
+    print(f"{weights / 1e9:.1f} B parameters, {plan.steps} steps: {read / 1e12:.1f} TB to read, ", end="")
+    print(f"{read / (weights * 2 * (plan.steps + 1)):.2f} x (window + base); ", end="")
     print(f"{plan.peak_bytes / 2**30:.1f} GiB a pod, {arguments.cores} cores\n")
     print("| pods | largest share | reading s | arithmetic s | writing s | fit s | with start and merge | pod hours |")
     print("|---|---|---|---|---|---|---|---|")
@@ -69,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gigabytes-per-second", type=float, default=1.0, help="one pod reads")
     parser.add_argument("--bucket", type=float, default=25.0, help="gigabytes a second of all pods together")
     parser.add_argument("--budget", default="64GiB", help="fit.memory_budget of each pod")
+    parser.add_argument("--changed", type=float, default=1.0, help="share of the weights that ever change")
     parser.add_argument("--start", type=float, default=90.0, help="seconds until a pod runs")
     parser.add_argument("--nanoseconds", type=float, nargs=3, default=DEFAULT, metavar=("A", "B", "C"))
     return parser.parse_args()
@@ -105,6 +109,18 @@ def shapes() -> list[tuple[str, tuple[int, ...]]]:
     return [*whole, ("model.norm.weight", (HIDDEN,)), ("lm_head.weight", (VOCABULARY, HIDDEN))]
 
 
+def bytes_of(plan: FitPlan, groups: Sequence[Group], changed: float) -> float:
+    """Bytes read, second reads included: stripes of which at most a third changed wait packed, several in a buffer."""
+    row = 2 * plan.steps
+    in_a_buffer = int(row / (changed * (row + 2 + 4))) if changed <= 1 / 3 else 1
+    packed = (in_a_buffer - 1) * plan.columns * (row + 2)
+    return sum(
+        plan.tensor_bytes(tensor) + max(plan.again_bytes(tensor) - plan.kept_buffers(tensor) * packed, 0)
+        for group in groups
+        for tensor in group.tensors
+    )
+
+
 def weights_of(group: Group) -> int:
     return sum(math.prod(tensor.shape) for tensor in group.tensors)
 
@@ -115,7 +131,7 @@ def pod(arguments: argparse.Namespace, plan: FitPlan, groups: list[Group], pods:
     weights = sum(map(weights_of, groups))
     a, b, c = arguments.nanoseconds
     return Pod(
-        reading=sum(map(plan.group_bytes, groups)) / rate,
+        reading=bytes_of(plan, groups, arguments.changed) / rate,
         computing=weights * (a + b * plan.steps + c * plan.steps**2) * 1e-9 / arguments.cores,
         writing=weights * plan.stored_columns * plan.direction_item_bytes / rate,
     )
