@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-DEFAULT = (18.5, 4.09, 0.0149)
+DEFAULT = (48, 1.28, 0.0182)
 """Measured on two cores of an AMD EPYC (docs/performance.md)."""
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -401,3 +402,53 @@ def test_the_promised_memory_is_kept(tmp_path: Path, tensors: int, numel: int, s
     subprocess.run([*command, f"{smallest}MiB"], check=True, capture_output=True)
     artifact = json.loads(Path(run, "fit", "fit.json").read_text())
     assert artifact["peak_rss_bytes"] < 1.1 * smallest * 2**20
+
+
+def test_processes_that_fit_the_same_do_not_disturb_each_other(tmp_path: Path) -> None:
+    base = {f"t{number}": torch.randn(300) for number in range(30)}
+    run = write_run(tmp_path, base, random_walk(base, STEPS), fit={"group_size": 1})
+    command = [sys.executable, "-m", "relex_core", "fit", run]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert load_fit(run).summary.moved == 30
+
+
+def test_a_merge_that_comes_second_takes_what_the_first_one_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    fit_shard(run, 1, 1)
+    from relex_core.fit import merging
+
+    second = merging.merge_groups
+
+    def after_another(run: str) -> object:
+        second(run)
+        return second(run)  # whose groups are gone now
+
+    monkeypatch.setattr(merging, "merge_groups", after_another)
+    assert merge(run) == load_fit(run)
+
+
+def test_a_group_file_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    fit_shard(run, 1, 1)
+    from relex_core.fit import files
+
+    [group], real = Path(run, "fit").glob("gram-*"), files.read_header
+    seen = []
+
+    def replaced(*arguments: Any) -> Any:
+        header = real(*arguments)
+        if not seen:
+            shutil.copy(group, group.with_name("copy"))
+            group.with_name("copy").replace(group)
+        seen.append(header)
+        return header
+
+    monkeypatch.setattr(files, "read_header", replaced)
+    assert merge(run).summary.moved == 5
+    assert len(seen) == 2

@@ -10,7 +10,7 @@ loaded by the first call, so that an artifact can be read back without them.
 from __future__ import annotations
 
 from relex_core import layout
-from relex_core.errors import DataError
+from relex_core.errors import DataError, WindowNotReady
 from relex_core.fit.artifact import FitArtifact, load_fit
 from relex_core.manifest import load_manifest
 from relex_core.spec import load_spec_of
@@ -70,7 +70,14 @@ def merge(run: str) -> FitArtifact:
     """
     from relex_core.fit.merging import merge_groups
 
-    return _finished(run) or merge_groups(run)
+    if finished := _finished(run):
+        return finished
+    try:
+        return merge_groups(run)
+    except WindowNotReady:  # another process did the same, was faster, and deleted the groups' files
+        if finished := _finished(run):
+            return finished
+        raise
 
 
 def _finished(run: str) -> FitArtifact | None:

@@ -13,7 +13,7 @@ from relex_core import layout
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import as_bytes
-from relex_core.errors import ObjectNotFound
+from relex_core.errors import CheckpointChanged, ObjectNotFound
 from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis
 from relex_core.fit.columns import STATE_COLUMN
@@ -108,11 +108,17 @@ def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> No
 
 def finished_group(store: Store, groups: Sequence[Group], group: Group, fit_key: str) -> GroupResult | None:
     """The result of a group that an earlier run, or another shard, of the same fit finished."""
-    key = layout.group_gram(group.number, len(groups))
-    try:
-        info = store.stat(key)
-    except ObjectNotFound:
-        return None
+    while True:
+        try:
+            return _read_grams(store, layout.group_gram(group.number, len(groups)), fit_key)
+        except ObjectNotFound:
+            return None
+        except CheckpointChanged:  # by a process that does the same: look at its file
+            continue
+
+
+def _read_grams(store: Store, key: str, fit_key: str) -> GroupResult | None:
+    info = store.stat(key)
     header = read_header(store, info)
     if header.metadata.get("fit_key") != fit_key:
         return None
