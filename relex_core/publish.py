@@ -54,13 +54,17 @@ def publish(run: str) -> Outcome:
         run: the run directory (path or URI).
 
     Raises:
+        SpecError: the spec has no evaluation, so nothing ever will be decided.
         WindowNotReady: nothing was decided yet.
         DataError: the promoted candidate's weights are gone.
     """
     from relex_core.decide import delete_losers, load_decision  # scipy
+    from relex_core.evaluate import evaluation_of
 
     run = absolute_uri(run, Path.cwd())
-    spec, manifest, decision = load_spec_of(run), load_manifest(run), load_decision(run)
+    spec, manifest = load_spec_of(run), load_manifest(run)
+    evaluation_of(spec, run)
+    decision = load_decision(run)
     promoted = decision.decision == "promote"
     outcome = Outcome(
         decision=decision.decision,

@@ -270,6 +270,11 @@ def test_wrong_questions_are_refused_before_the_fit(root: Path) -> None:
     assert (root / "run" / "window.json").exists() and not (root / "run" / "fit").exists()
 
 
+def test_publish_without_an_evaluation_says_what_the_spec_lacks(root: Path) -> None:
+    printed(relex("collect", "relex.yaml", cwd=root))
+    assert "no evaluation section" in refused(relex("publish", "run", cwd=root), 2)
+
+
 def test_storage_that_fails_is_status_5(root: Path) -> None:
     (root / "a_file").write_text("not a folder")
     for out in ("a_file", "a_file/run"):
