@@ -112,7 +112,7 @@ def shapes() -> list[tuple[str, tuple[int, ...]]]:
 def bytes_of(plan: FitPlan, groups: Sequence[Group], changed: float) -> float:
     """Bytes read, second reads included: stripes of which at most a third changed wait packed, several in a buffer."""
     row = 2 * plan.steps
-    in_a_buffer = int(row / (changed * (row + 2 + 4))) if changed <= 1 / 3 else 1
+    in_a_buffer = int(row / (max(changed, 0.001) * (row + 2 + 4))) if changed <= 1 / 3 else 1
     packed = (in_a_buffer - 1) * plan.columns * (row + 2)
     return sum(
         plan.tensor_bytes(tensor) + max(plan.again_bytes(tensor) - plan.kept_buffers(tensor) * packed, 0)

@@ -202,7 +202,8 @@ INLINE ptrdiff_t pick(struct scratch *own, const struct stripe *in, const char *
 
 /* Lists columns of the tile, until they are more than 1/FEW of the stripe: then nobody asks for them. Inlined, it made
    GCC 12 compile the products a tenth slower. */
-__attribute__((noinline, cold)) static void list_taken(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t count, ptrdiff_t n) {
+__attribute__((noinline, cold)) static void list_taken(struct scratch *own, const struct stripe *in, ptrdiff_t start,
+                                                       ptrdiff_t count, ptrdiff_t n) {
     const ptrdiff_t at = own->count;
     own->count += count;
     if (FEW * own->count > in->columns) return;

@@ -112,6 +112,8 @@ class Kernels:
         self._require(rows, rows_base)
         if (rows.dtype, rows_base.dtype) != (slices.dtype, base.dtype) or len(columns) != len(rows_base):
             raise ValueError(f"{rows.dtype} {rows.shape} for {len(columns)} columns of {slices.dtype}")
+        if columns.dtype != np.uint32 or not all(array.flags.c_contiguous for array in (columns, rows, rows_base)):
+            raise ValueError(f"columns {columns.dtype}, or arrays that are not in one piece")
         out = rows.ctypes.data, rows_base.ctypes.data
         self._library.relex_gather(_stripe(slices, base), columns.ctypes.data, len(columns), *out)
 

@@ -14,7 +14,7 @@ Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
@@ -98,8 +98,7 @@ class FitPlan:
     """Buffers that are left for reading, whatever waits in the others."""
     dear_reads: bool
     """A second read costs as much as the first one: it comes from a bucket, or is unpacked once more. From a disk it
-    comes out of the page cache, which costs no more than memory to keep the stripes in: with 4.4 GB of one tensor and 4
-    GiB, the fit of 505 M weights took 8.8 s if it kept 3.5 GB, and 7.7 s if it read all of them again."""
+    comes out of the page cache, which costs no more than memory to keep the stripes in (docs/performance.md)."""
     stored_columns: int
     """Directions stored per tensor."""
     direction_item_bytes: int
@@ -206,48 +205,78 @@ def plan_fit(
 
     row_item = max((ITEM_BYTES[tensor.dtype] for tensor in tensors), default=4)
     base_item = max((ITEM_BYTES[tensor.base_dtype] for tensor in tensors), default=4)
-    # Outside the stripes: the directions and Gram matrices of two groups, one in work and one on its way to the
-    # storage, where it is once more in a file's buffer; and of each thread the tiles, the numbers of the columns that
-    # changed, and mixed rows, of these columns and of all.
     largest_group = max((_buffered_bytes(group, int(spec.group_size), stored * item) for group in groups), default=0)
     gram = steps**2 * 8
     results = 3 * max((len(group.tensors) for group in groups), default=0) * gram
-    columns = MAX_STRIPE_COLUMNS
-    while True:
-        scratch = (workers + 2) * (tile_bytes(steps) + 4 * columns * (4 * stored + 1) // 3)
-        fixed = resident + 2 * largest_group + results + scratch
+
+    def stripes_of(columns: int) -> _Stripes:
+        # Outside the stripes: the directions and Gram matrices of two groups, one in work and one on its way to the
+        # storage, where it is once more in a file's buffer; of each thread the tiles, the numbers of the columns that
+        # changed, mixed rows of these and of all, and the last ones, of which malloc does not let go; odds and ends.
+        scratch = (workers + 2) * (tile_bytes(steps) + 4 * columns * (7 * stored + 1) // 3)
+        fixed = resident + 2 * 2**20 + 2 * largest_group + results + scratch
         # One for each block and for each end of a segment, until the tensor is done.
         grams = (columns // BLOCK_COLUMNS + _most_segments(groups, columns)) * gram
-        stripe_bytes = columns * (steps * row_item + base_item) + grams
-        buffers = (memory_budget - fixed) // stripe_bytes
-        if buffers >= workers + 2 or columns == BLOCK_COLUMNS:
-            break
-        columns //= 2
-    if buffers < workers + 2:  # the second pass over a tensor holds a stripe per worker and two more
-        needed = fixed + (workers + 2) * stripe_bytes
+        size = columns * (steps * row_item + base_item) + grams
+        return _Stripes(columns, size, fixed, (memory_budget - fixed) // size)
+
+    least, ahead = workers + 2, workers + max(2, workers // 2)  # the second pass holds a stripe per worker and two more
+    largest = max((tensor.numel for tensor in tensors if tensor.floating), default=0)
+    chosen = _width(stripes_of, largest, least, ahead)
+    if chosen.buffers < least:
         raise SpecError(
             f"a memory budget of {memory_budget / 2**20:.0f} MiB is too small for {steps} checkpoints",
-            expected=f"at least {-(-needed // 2**20)} MiB",
+            expected=f"at least {-(-(chosen.fixed + least * chosen.bytes) // 2**20)} MiB",
             next_step="raise fit.memory_budget (or --memory-budget), or lower fit.group_size",
         )
     # No more than what the largest tensor and the read-ahead can use: a stripe in work for each thread, and others that
     # wait for their turn. At T = 100 on two cores one stripe more took 10 to 30 % longer, to bring its memory forth.
-    ahead = workers + max(2, workers // 2)
-    largest = max((_stripe_count(tensor, columns) for tensor in tensors if tensor.floating), default=0)
-    buffers = min(buffers, largest + ahead)
+    buffers = min(chosen.buffers, -(-largest // chosen.columns) + ahead)
     return FitPlan(
         groups=tuple(groups),
         steps=steps,
-        columns=columns,
-        row_bytes=columns * row_item,
-        base_row_bytes=columns * base_item,
+        columns=chosen.columns,
+        row_bytes=chosen.columns * row_item,
+        base_row_bytes=chosen.columns * base_item,
         buffers=buffers,
         ahead=ahead,
         dear_reads=any(is_distant(c.uri) or c.uri.endswith(PATCH_SUFFIX) for c in manifest.checkpoints),
         stored_columns=stored,
         direction_item_bytes=item,
-        peak_bytes=fixed + buffers * stripe_bytes,
+        peak_bytes=chosen.fixed + buffers * chosen.bytes,
     )
+
+
+@dataclass(frozen=True)
+class _Stripes:
+    """Stripes of one width."""
+
+    columns: int
+    bytes: int
+    """Of one."""
+    fixed: int
+    """Bytes of everything else."""
+    buffers: int
+    """How many fit the budget."""
+
+
+def _width(stripes_of: Callable[[int], _Stripes], largest: int, least: int, ahead: int) -> _Stripes:
+    """The widest stripes of which so many fit that all of the largest tensor can wait for its end, or as many as are being
+    read. Where memory is short, those of which most can wait.
+
+    Args:
+        largest: weights of the largest tensor.
+        least: buffers without which there is no fit.
+        ahead: buffers for reading.
+    """
+    halvings = range((MAX_STRIPE_COLUMNS // BLOCK_COLUMNS).bit_length())
+    widths = [stripes_of(MAX_STRIPE_COLUMNS >> halving) for halving in halvings]
+    for stripes in widths[:3]:  # narrower ones take longer to read
+        all_held = stripes.buffers >= least and stripes.buffers > -(-largest // stripes.columns)
+        if all_held or stripes.buffers >= 2 * ahead:
+            return stripes
+    possible = [stripes for stripes in widths if stripes.buffers >= least]
+    return max(possible, key=lambda s: max(s.buffers - ahead, 0) * s.columns, default=widths[-1])
 
 
 def refuse_impossible(spec: FitSpec, steps: int) -> None:

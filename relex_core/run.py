@@ -48,9 +48,8 @@ def run(spec: RunSpec) -> RunResult:
     if spec.evaluation is not None:
         from relex_core.evaluate.tasks import load_splits  # imports numpy, as the fit does
 
-        load_splits(
-            spec.evaluation, manifest.base.uri
-        )  # what is wrong with the questions is said before hours of reading
+        # If questions are wrong, say so before hours of reading.
+        load_splits(spec.evaluation, manifest.base.uri)
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)
 

@@ -95,18 +95,12 @@ def _state(step: StepReport) -> str:
     return "complete" if step.settled else "complete, if it stays as it is: no marker, and written just now"
 
 
-def _read_twice(plan: RunPlan) -> str:
-    if not plan.read_twice:
-        return "nothing"
-    return f"what exceeds the memory budget of {len(plan.read_twice)} tensors, if most of their weights change"
-
-
 def plan_text(plan: RunPlan) -> str:
     rows = [
         ("steps", steps_text(plan.steps)),
         ("weights", f"{plan.weights:,} in {plan.tensors} tensors"),
         ("fit reads", f"at most {size_text(plan.fit_reads)} (window {size_text(plan.window_bytes)})"),
-        ("read twice", _read_twice(plan)),
+        ("read twice", f"at most {len(plan.read_twice)} tensors" if plan.read_twice else "nothing"),
         ("fit writes", f"at most {size_text(plan.fit_writes)}"),
         ("memory", f"at most {size_text(plan.memory)}"),
         ("candidates", f"{len(plan.candidates)}, {size_text(plan.candidate_writes)} before losers are deleted"),

@@ -220,6 +220,14 @@ def test_arrays_that_do_not_belong_together_are_refused(library: ctypes.CDLL) ->
     for rows, rows_base in ((np.zeros((3, 3), np.float32), base[:3]), (np.zeros((3, 2), np.float16), base[:2])):
         with pytest.raises(ValueError, match="columns"):
             kernel.gather(slices, base, few, rows, rows_base)
+    rows, strided = np.zeros((3, 2), np.float32), np.zeros((3, 4), np.float32)[:, ::2]
+    for columns, out, out_base in (
+        (few.astype(np.int64), rows, base[:2]),
+        (few, strided, base[:2]),
+        (few, rows, base[:4:2]),
+    ):
+        with pytest.raises(ValueError, match="columns"):
+            kernel.gather(slices, base, columns, out, out_base)
     for weights in (np.zeros((1, 4), np.float32), np.zeros((1, 3))):
         with pytest.raises(ValueError, match="weights"):
             kernel.mix(slices, base, weights)

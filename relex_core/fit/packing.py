@@ -1,8 +1,8 @@
 """Stripes that wait in memory for the end of their tensor, reduced to the columns that changed.
 
-Reinforcement learning in bfloat16 changes few weights. Of the columns in which a step differs from the base the values
-are put side by side, which takes less than a third of a stripe's memory. They stay in its own buffer, where there is
-room for the next stripes' too, so that packing takes no memory of its own:
+Reinforcement learning in bfloat16 changes few weights. The columns in which a step differs from the base, if they are
+at most a third, are put side by side, with their numbers. They stay in the stripe's own buffer, where there is room for
+the next stripes' too, so that packing takes no memory of its own:
 
     buffer of stripe 1: [ columns of 1 | columns of 2 | columns of 3 |    ]     buffers of stripes 2 and 3: free again
 """
@@ -91,8 +91,10 @@ class Packing:
         sound = part.base_squares is not None and np.isfinite(part.base_squares).all()
         if kernels is None or changed is None or not sound:
             return replace(part, kept=self._whole and self._take_buffers()), None
-        size = sum(map(_aligned, _sizes(part, len(changed))))
-        room = self._room(size)
+        size = sum(
+            map(_aligned, _sizes(part, len(changed)))
+        )  # of a third of the columns, from T = 2 on: less than a buffer
+        room = self._reserve(size)
         if room is not None:
             return _packed(part, changed, kernels, *room), part.stripe.buffers
         if not self._take_buffers():
@@ -107,7 +109,7 @@ class Packing:
             self._left -= 1
             return self._left >= 0
 
-    def _room(self, size: int) -> tuple[LoadedStripe, int] | None:
+    def _reserve(self, size: int) -> tuple[LoadedStripe, int] | None:
         """(stripe, first byte in its buffer) of memory for one part more."""
         with self._lock:
             for room in self._rooms:

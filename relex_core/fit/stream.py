@@ -63,7 +63,7 @@ class WindowStream:
         self._loading: deque[Future[tuple[list[Part], Buffers | None]]] = deque()
         self._parts: deque[Part] = deque()
         self._again: deque[Segment] = deque()
-        self._undecided = False  # whether a tensor's second pass comes next, of nobody knows yet which stripes
+        self._undecided = False  # whether all of a tensor was asked for, and what is to be read again is not known yet
         self._packing: tuple[PlannedTensor, Packing] | None = None
         self._read_ahead()
 
@@ -80,7 +80,7 @@ class WindowStream:
             yield part
 
     def again(self, tensor: PlannedTensor, parts: Sequence[Part | Segment]) -> Iterator[Part]:
-        """`parts` from first to last; those segments among them are read once more. For every tensor with a direction.
+        """`parts` from first to last; those segments among them are read once more. For every floating tensor.
 
         Args:
             parts: all that is wanted of the tensor.
