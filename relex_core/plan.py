@@ -261,8 +261,8 @@ class _Stripes:
 
 
 def _width(stripes_of: Callable[[int], _Stripes], largest: int, least: int, ahead: int) -> _Stripes:
-    """The widest stripes of which so many fit that all of the largest tensor can wait for its end, or as many as are being
-    read. Where memory is short, those of which most can wait.
+    """The widest stripes of which so many fit that all of the largest tensor can wait for its end, or as many as are
+    being read. Where memory is short, those of which most can wait.
 
     Args:
         largest: weights of the largest tensor.
