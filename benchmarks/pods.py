@@ -20,8 +20,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relex_core.groups import Group, shard_groups
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
-from relex_core.plan import FitPlan, Group, plan_fit, shard_groups
+from relex_core.plan import FitPlan, plan_fit
 from relex_core.spec import FitSpec
 
 PODS = (1, 2, 4, 8, 16, 32, 64)

@@ -15,9 +15,10 @@ from relex_core.checkpoints.reader import base_dtypes_of
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import find_window
 from relex_core.fit.columns import stored_columns
+from relex_core.groups import direction_item_bytes
 from relex_core.lora.plan import stored_numbers, workers_within
 from relex_core.manifest import CheckpointRecord, WindowManifest
-from relex_core.plan import TYPICAL_RESIDENT_BYTES, direction_item_bytes, plan_fit, refuse_impossible, window_bytes
+from relex_core.plan import TYPICAL_RESIDENT_BYTES, plan_fit, refuse_impossible, window_bytes
 from relex_core.recipes import recipes_of
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store

@@ -1,7 +1,4 @@
-"""How a fit goes through the window: groups of tensors, stripes of columns, and what fits the memory budget.
-
-A *group* is the unit of output and of resuming: up to MAX_GROUP_TENSORS consecutive tensors whose stored directions
-take up to `fit.group_size` bytes, or one larger tensor. It does not depend on the machine.
+"""How a fit goes through the window: stripes of columns, and what fits the memory budget.
 
 A *stripe* is the unit of reading: up to `columns` weights, taken from neighbouring tensors of a group, at every
 step of the window. A tensor whose stripes all fit the budget is read once: its stripes stay in memory from the
@@ -17,9 +14,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
+from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.errors import SpecError
 from relex_core.fit.columns import stored_columns
+from relex_core.groups import Group, PlannedTensor, direction_item_bytes, plan_groups
 from relex_core.manifest import WindowManifest
 from relex_core.spec import FitSpec
 from relex_core.storage import PATCH_SUFFIX, is_distant
@@ -31,27 +29,8 @@ BLOCK_COLUMNS = 32 * 1024
 # 1 MiB a row in bf16: long enough that opening the file costs nothing beside the read.
 MAX_STRIPE_COLUMNS = 512 * 1024
 
-# A group's Gram matrices and fits are held until its end: 46 MB at T = 150.
-MAX_GROUP_TENSORS = 256
-
 # Python with numpy and the Google Cloud client loaded, as measured; the fit itself uses the true figure.
 TYPICAL_RESIDENT_BYTES = 80 * 2**20
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the window."""
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    dtype: str
-    """Of the observed checkpoints."""
-    base_dtype: str
-
-    @property
-    def floating(self) -> bool:
-        return self.dtype in FLOATS
 
 
 @dataclass(frozen=True)
@@ -70,14 +49,6 @@ class Stripe:
     """What is read together."""
 
     segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tensors whose directions are stored together. `number` counts from 1."""
-
-    number: int
-    tensors: tuple[PlannedTensor, ...]
 
 
 @dataclass(frozen=True)
@@ -295,36 +266,6 @@ def refuse_impossible(spec: FitSpec, steps: int) -> None:
             )
 
 
-def plan_groups(manifest: WindowManifest, base_dtypes: Mapping[str, str], spec: FitSpec) -> list[Group]:
-    """The tensor groups of a fit; they depend on the window and the spec alone.
-
-    Args:
-        base_dtypes: dtype of each tensor in the base.
-    """
-    tensors = [
-        PlannedTensor(t.name, t.shape, math.prod(t.shape), t.dtype, base_dtypes[t.name]) for t in manifest.tensors
-    ]
-    return _groups(tensors, int(spec.group_size), len(stored_columns(spec)) * direction_item_bytes(spec))
-
-
-def shard_groups(groups: Sequence[Group], shard: int, shards: int) -> list[Group]:
-    """The groups of shard `shard` (from 1) of `shards`: consecutive groups, of about equal weights.
-
-    Of weights, not of bytes to read: second reads depend on the memory budget, and all pods must share out alike.
-    """
-    weights = [sum(tensor.numel for tensor in group.tensors) for group in groups]
-    total = max(sum(weights), 1)
-    # Twice the middle of each group, in whole numbers; a last group without weights ends the last shard.
-    middles = [2 * sum(weights[:i]) + weight for i, weight in enumerate(weights)]
-    places = [min(middle * shards // (2 * total), shards - 1) for middle in middles]
-    return [group for group, place in zip(groups, places, strict=True) if place == shard - 1]
-
-
-def direction_item_bytes(spec: FitSpec) -> int:
-    """Bytes of one stored weight of a direction."""
-    return 2 if spec.direction_dtype == "bfloat16" else 4
-
-
 def tile_bytes(steps: int) -> int:
     """Bytes of one worker's scratch memory: numpy's tile of deltas, and that of kernels.c with its float64 sums."""
     rows, pitch = -(-steps // 12) * 12, 784  # as in kernels.c
@@ -348,19 +289,6 @@ def tile_columns(steps: int) -> int:
     while columns > 1024 and columns * steps * 4 > 5 * 2**20:
         columns //= 2
     return columns
-
-
-def _groups(tensors: Sequence[PlannedTensor], limit: int, bytes_per_weight: int) -> list[Group]:
-    groups: list[list[PlannedTensor]] = []
-    room = 0
-    for tensor in tensors:
-        size = tensor.numel * bytes_per_weight
-        if not groups or size > room or len(groups[-1]) == MAX_GROUP_TENSORS:
-            groups.append([])
-            room = limit
-        groups[-1].append(tensor)
-        room -= size
-    return [Group(number, tuple(group)) for number, group in enumerate(groups, start=1)]
 
 
 def _buffered_bytes(group: Group, limit: int, bytes_per_weight: int) -> int:

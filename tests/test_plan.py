@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
+from relex_core.groups import MAX_GROUP_TENSORS, shard_groups
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
-from relex_core.plan import (
-    BLOCK_COLUMNS,
-    MAX_GROUP_TENSORS,
-    MAX_STRIPE_COLUMNS,
-    FitPlan,
-    Segment,
-    plan_fit,
-    shard_groups,
-    window_bytes,
-)
+from relex_core.plan import BLOCK_COLUMNS, MAX_STRIPE_COLUMNS, FitPlan, Segment, plan_fit, window_bytes
 from relex_core.spec import FitSpec
 
 MIB = 2**20

@@ -17,8 +17,8 @@ from relex_core import layout
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import encode
 from relex_core.fit.basis import Basis
+from relex_core.groups import Group, PlannedTensor
 from relex_core.lora.factors import LowRank
-from relex_core.plan import Group, PlannedTensor
 from relex_core.storage import Store
 
 LEFT, RIGHT = ".left", ".right"

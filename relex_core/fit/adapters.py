@@ -32,13 +32,14 @@ from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
 from relex_core.fit.row_reads import row_reads
 from relex_core.fit.summary import tensor_fit
+from relex_core.groups import Group, PlannedTensor, plan_groups, shard_groups
 from relex_core.lora.factors import LowRank, added, triangles
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
 from relex_core.lora.window import StepAdapter, not_finite, open_adapters, read_elements
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
-from relex_core.plan import Group, PlannedTensor, plan_groups, refuse_impossible, shard_groups
+from relex_core.plan import refuse_impossible
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
 from relex_core.storage import Store, open_store

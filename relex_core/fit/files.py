@@ -17,7 +17,7 @@ from relex_core.errors import CheckpointChanged, ObjectNotFound
 from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis
 from relex_core.fit.columns import STATE_COLUMN
-from relex_core.plan import Group, PlannedTensor
+from relex_core.groups import Group, PlannedTensor
 from relex_core.storage import Store, Writer
 
 

@@ -25,8 +25,8 @@ from relex_core.fit.columns import stored_columns
 from relex_core.fit.files import GroupResult, finished_group, write_grams
 from relex_core.fit.key import fit_key
 from relex_core.fit.summary import finite_sum, summarise
+from relex_core.groups import Group, plan_groups
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.plan import Group, plan_groups
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, open_store, write_bytes
 
