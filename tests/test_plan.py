@@ -217,6 +217,19 @@ def test_only_the_tensors_that_do_not_fit_are_read_twice() -> None:
     assert 0 <= dear.bytes_to_read - 11 * 2 * (2000 + 2 * 20_000_000 - kept) < 11 * 2 * plan.columns
 
 
+@pytest.mark.parametrize("workers", [2, 16])
+def test_stripes_are_narrow_enough_that_some_can_wait(workers: int) -> None:
+    """From the budget on that keeps one: more memory must not mean that nothing is kept."""
+    tensors = [(100_000_000, "BF16", "BF16")]
+    kept = [
+        plan.kept_buffers(plan.groups[0].tensors[0]) * plan.columns
+        for plan in (plan_of(tensors, 100, budget * MIB, workers) for budget in range(512, 4096, 128))
+    ]
+    assert min(kept) > 0
+    wide = plan_of(tensors, 100, 2**40, workers)
+    assert wide.columns == MAX_STRIPE_COLUMNS  # narrower ones take longer to read
+
+
 @pytest.mark.parametrize(
     ("folder", "dear"), [("/data/run", False), ("gs://bucket/run", True), ("/data/captured/{}.relexpatch", True)]
 )
