@@ -28,6 +28,7 @@ WINDOW = "window.json"
 FORECAST = "forecast.json"
 SPATIAL = "spatial.json"
 GRAM = "fit/gram.safetensors"
+GROUP_GRAMS = "fit/gram-"
 FIT = "fit/fit.json"
 DECISION = "decision.json"
 REPORT = "report.html"
@@ -54,7 +55,7 @@ def stored_factors(column: str, group: int, groups: int) -> str:
 
 def group_gram(group: int, groups: int) -> str:
     """Gram matrices of tensor group `group` (from 1); its existence means that the group is complete."""
-    return f"fit/gram-{group:05d}-of-{groups:05d}.safetensors"
+    return f"{GROUP_GRAMS}{group:05d}-of-{groups:05d}.safetensors"
 
 
 def candidate(name: str) -> str:

@@ -21,6 +21,7 @@ from relex_core.dtypes import NUMPY_DTYPES, as_bytes
 from relex_core.errors import DataError
 from relex_core.fit import FitArtifact
 from relex_core.fit.columns import STATE_COLUMN, rank_columns
+from relex_core.fit.key import FIT_KEY
 from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
@@ -113,8 +114,8 @@ class Sources:
         """(weights mixed, their bytes for every output)."""
         tensor = self._fit.tensors.get(piece.name)
         if tensor is None:  # integers: state, not weights
-            state = self._columns[STATE_COLUMN]
-            kept = read_piece(state if piece.name in state.tensors else self._base, piece)
+            changed = piece.name in self._fit.changed_state
+            kept = read_piece(self._columns[STATE_COLUMN] if changed else self._base, piece)
             return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
         raw = self._scratch.read("base", self._base, piece)
         mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
@@ -173,7 +174,7 @@ def stored_reader(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: 
     for info in files:
         where = join_uri(store.uri, info.name)
         try:
-            key = read_header(store, info).metadata.get("fit_key")
+            key = read_header(store, info).metadata.get(FIT_KEY)
         except DataError as error:
             raise DataError(f"a stored direction is damaged: {error.what}", where=where, next_step=FIT_AGAIN) from error
         if key != fit.fit_key:
@@ -191,7 +192,7 @@ class _Stored(dict[str, StoredTensor]):
         self._where = where
 
     def __missing__(self, name: str) -> NoReturn:
-        raise DataError(f"the stored direction of tensor {name} is gone", where=f"{self._where}*", next_step=FIT_AGAIN)
+        raise DataError(f"what the fit stored of tensor {name} is gone", where=f"{self._where}*", next_step=FIT_AGAIN)
 
 
 def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, float]:

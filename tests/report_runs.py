@@ -77,6 +77,7 @@ def write_fitted_run(
         degree=1,
         columns=("direction",),
         tensors=tensors,
+        changed_state=(),
         summary=_summary(tensors),
         seconds=1.5,
         bytes_read=10**9,

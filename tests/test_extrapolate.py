@@ -248,6 +248,19 @@ def test_checkpoints_that_no_candidate_needs_may_be_gone(tmp_path: Path) -> None
         extrapolate(run)
 
 
+def test_state_that_the_fit_stored_and_that_is_gone_is_not_taken_from_the_base(tmp_path: Path) -> None:
+    base = {**random_base(), "positions": torch.arange(6)}
+    states = random_walk(base, STEPS)
+    for step, state in states.items():
+        state["positions"] = torch.arange(6) + step
+    run = write_run(tmp_path, base, states, candidates={"target_steps": [20]})
+    assert fit(run).changed_state == ("positions",)
+    [stored] = Path(run, "fit").glob("state-*")
+    stored.unlink()
+    with pytest.raises(DataError, match="what the fit stored of tensor positions is gone"):
+        extrapolate(run)
+
+
 def test_float64_checkpoints_keep_their_precision(tmp_path: Path) -> None:
     base = {"w": torch.randn(50, 3, dtype=torch.float64)}
     states = {t: {"w": base["w"] + 1e-9 * t * torch.ones(50, 3, dtype=torch.float64)} for t in (1, 2, 3)}
@@ -263,7 +276,7 @@ def test_a_stored_direction_that_is_gone_or_torn_is_refused(tmp_path: Path, dama
     run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"target_steps": [20]})
     fit(run)
     damage(Path(run, "fit", "direction-00001-of-00001.safetensors"))
-    with pytest.raises(DataError, match=r"stored direction .*(gone|damaged)") as raised:
+    with pytest.raises(DataError, match=r"(what the fit stored of .* is gone|stored direction is damaged)") as raised:
         extrapolate(run)
     assert "delete RUN/fit and run relex fit again" in str(raised.value)
     assert not list(Path(run).glob("candidates/*/relex.json"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -434,6 +435,22 @@ def test_processes_that_fit_the_same_do_not_disturb_each_other(tmp_path: Path) -
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert load_fit(run).summary.moved == 30
+    assert not list(Path(run, "fit").glob("gram-*"))
+
+
+def test_the_merge_holds_one_groups_gram_matrices_at_a_time(tmp_path: Path) -> None:
+    base = {f"t{number}": torch.randn(8) for number in range(200)}
+    run = write_run(tmp_path, base, random_walk(base, range(1, 101)), fit={"group_size": 256})
+    fit_shard(run, 1, 1)
+    tracemalloc.start()
+    try:
+        artifact = merge(run)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert artifact.summary.moved == 200
+    all_grams = 200 * 100 * 100 * 8
+    assert peak < 0.8 * all_grams
 
 
 def test_a_merge_that_comes_second_takes_what_the_first_one_made(
@@ -454,23 +471,35 @@ def test_a_merge_that_comes_second_takes_what_the_first_one_made(
     assert merge(run) == load_fit(run)
 
 
+def test_a_merge_that_comes_too_late_clears_what_its_shard_left(tmp_path: Path) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    fit_shard(run, 1, 1)
+    [left] = Path(run, "fit").glob("gram-*")
+    kept = left.read_bytes()
+    artifact = merge(run)
+    left.write_bytes(kept)
+    assert merge(run) == artifact
+    assert not left.exists()
+
+
 def test_a_group_file_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_base()
     run = write_run(tmp_path, base, random_walk(base, STEPS))
     fit_shard(run, 1, 1)
-    from relex_core.fit import files
+    from relex_core.fit import group_results
 
-    [group], real = Path(run, "fit").glob("gram-*"), files.read_header
+    [group], real = Path(run, "fit").glob("gram-*"), group_results.read_header
     seen = []
 
     def replaced(*arguments: Any) -> Any:
         header = real(*arguments)
-        if not seen:
+        if len(seen) == 1:  # the first look sees only whether it is there
             shutil.copy(group, group.with_name("copy"))
             group.with_name("copy").replace(group)
         seen.append(header)
         return header
 
-    monkeypatch.setattr(files, "read_header", replaced)
+    monkeypatch.setattr(group_results, "read_header", replaced)
     assert merge(run).summary.moved == 5
-    assert len(seen) == 2
+    assert len(seen) == 3

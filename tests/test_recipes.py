@@ -66,6 +66,7 @@ def fit_of(*components: Component, basis: str = "rank", degree: int = 1) -> tupl
         degree=degree,
         columns=tuple(DIRECTIONS),
         tensors={"w": tensor},
+        changed_state=(),
         summary=summary,
         seconds=0,
         bytes_read=0,

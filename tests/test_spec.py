@@ -211,6 +211,9 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"base": "gs://"}, "a gs:// URI without a bucket"),
         ({"base": ""}, "an empty location"),
         ({"base": "file://host/data"}, "another host"),
+        ({"window": {"t_cut": True}}, "window.t_cut: true and false stand for no number and for no text (got True)"),
+        ({"candidates": {"target_steps": [100, True]}}, "candidates.target_steps: true and false stand for no number"),
+        ({"evaluation": {**EVALUATION, "select": {**SPLIT, "samples": True}}}, "select.samples: true and false"),
         ({"base": 7}, "base: Input should be a valid string (got 7)"),
     ],
 )

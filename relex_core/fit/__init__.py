@@ -68,9 +68,11 @@ def merge(run: str) -> FitArtifact:
         WindowNotReady: a shard is not done yet.
         WindowError: only all tensors together show that the input is wrong (checks.py).
     """
+    from relex_core.fit.group_results import delete_group_results
     from relex_core.fit.merging import merge_groups
 
     if finished := _finished(run):
+        delete_group_results(open_store(run))  # of a process that did the same, and was slower
         return finished
     try:
         return merge_groups(run)

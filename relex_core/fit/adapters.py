@@ -20,7 +20,6 @@ from functools import partial
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader
 from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
@@ -28,8 +27,8 @@ from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
-from relex_core.fit.files import GroupResult, finished_group, write_grams
-from relex_core.fit.key import fit_key
+from relex_core.fit.group_results import GroupResult, GroupResults
+from relex_core.fit.key import FIT_KEY, fit_key
 from relex_core.fit.row_reads import row_reads
 from relex_core.fit.summary import tensor_fit
 from relex_core.groups import Group, PlannedTensor, plan_groups, shard_groups
@@ -59,6 +58,7 @@ class AdapterFit:
     store: Store
     key: str
     groups: Sequence[Group]
+    results: GroupResults
     workers: int
     rows: ThreadPoolExecutor | None
     """Reads the steps of a tensor at the same time, where a request takes much longer than its bytes."""
@@ -69,7 +69,7 @@ class AdapterFit:
 
     def files(self, group: Group) -> AdapterFiles:
         dtype = "BF16" if self.spec.direction_dtype == "bfloat16" else "F32"
-        metadata = {"format": "pt", "window_digest": self.manifest.digest, "fit_key": self.key}
+        metadata = {"format": "pt", "window_digest": self.manifest.digest, FIT_KEY: self.key}
         return AdapterFiles(self.store, group, len(self.groups), dtype, metadata)
 
 
@@ -110,13 +110,14 @@ def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = 
     workers, _ = workers_within(spec.fit, budget, names, adapters, cores, resident_bytes())
     key = fit_key(spec, manifest)
     with threadpool_limits(1), row_reads(manifest) as rows:
-        context = AdapterFit(spec.fit, manifest, base, observed, store, key, groups, workers, rows)
+        results = GroupResults(store, len(groups), key)
+        context = AdapterFit(spec.fit, manifest, base, observed, store, key, groups, results, workers, rows)
         _fit_left(context, shard_groups(groups, shard, shards))
 
 
 def _fit_left(context: AdapterFit, groups: Sequence[Group]) -> None:
     """Fit those of `groups` that no earlier run has finished."""
-    left = [group for group in groups if finished_group(context.store, context.groups, group, context.key) is None]
+    left = [group for group in groups if not context.results.finished(group)]
     tensors = [tensor for group in left for tensor in group.tensors]
     so_far = FittedSoFar(context.manifest)
     with (
@@ -129,7 +130,7 @@ def _fit_left(context: AdapterFit, groups: Sequence[Group]) -> None:
             result = _write_group(context, group, fitted)
             result.seconds, result.bytes_read = time.monotonic() - started, context.bytes_read - read
             started, read = time.monotonic(), context.bytes_read
-            write_grams(context.store, layout.group_gram(group.number, len(context.groups)), result, context.key)
+            context.results.write(group, result)
             advance(sum(tensor.numel for tensor in group.tensors))
             so_far.add(result)
 

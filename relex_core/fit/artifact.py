@@ -83,6 +83,8 @@ class FitArtifact(BaseModel):
     columns: tuple[str, ...]
     """Stems of the stored files."""
     tensors: dict[str, TensorFit]
+    changed_state: tuple[str, ...]
+    """Integer tensors whose last observed values are stored, in fit/state-*, because they are not the base's."""
     summary: Summary
     seconds: float
     bytes_read: int

@@ -11,7 +11,7 @@ from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
 from relex_core.collect import identical_steps
 from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
-from relex_core.fit.files import GroupResult
+from relex_core.fit.group_results import GroupResult
 from relex_core.fit.packing import Part
 from relex_core.fit.summary import finite_sum
 from relex_core.manifest import CheckpointRecord, WindowManifest
@@ -84,7 +84,9 @@ class FittedSoFar:
 
     def __init__(self, manifest: WindowManifest) -> None:
         self._manifest = manifest
-        self._gram, self._base_square = np.zeros((len(manifest.steps),) * 2), 0.0
+        self.gram = np.zeros((len(manifest.steps),) * 2)
+        """"T T", float64: of all weights together."""
+        self._base_square = 0.0
 
     def add(self, result: GroupResult) -> None:
         """Take one group more.
@@ -92,12 +94,22 @@ class FittedSoFar:
         Raises:
             WindowError: two steps hold identical weights, or this is not the base that the run started from.
         """
-        moved_before = self._gram.any()
-        self._gram += sum(result.grams.values())
+        moved_before = self.gram.any()
+        self.gram += sum(result.grams.values())
         self._base_square += finite_sum(result.base_squares.values())
-        refuse_another_base(self._gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
-        if self._gram.any() and not moved_before:  # the merge looks again, when all of it is there
-            refuse_identical_steps(self._gram, self._manifest)
+        refuse_another_base(self.gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
+        if self.gram.any() and not moved_before:
+            refuse_identical_steps(self.gram, self._manifest)
+
+    def complete(self) -> None:
+        """Look at all groups together.
+
+        Raises:
+            WindowError: as `add`; or the base holds the weights of an observed step.
+        """
+        refuse_identical_steps(self.gram, self._manifest)
+        refuse_base_of_a_later_step(self.gram, self._manifest)
+        warn_of_a_later_base(self.gram, self._manifest)
 
 
 def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[int], base: str) -> None:

@@ -1,41 +1,19 @@
-"""What a fit stores: one file per tensor group and column of directions, and the Gram matrices with what they say."""
+"""The directions that a fit stores: one file per tensor group and column."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from relex_core import layout
-from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import as_bytes
-from relex_core.errors import CheckpointChanged, ObjectNotFound
-from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis
 from relex_core.fit.columns import STATE_COLUMN
 from relex_core.groups import Group, PlannedTensor
 from relex_core.storage import Store, Writer
-
-
-@dataclass
-class GroupResult:
-    """Everything that fit.json and the forecast take from a group."""
-
-    grams: dict[str, np.ndarray] = field(default_factory=dict)
-    """By tensor: "T T", float64."""
-    base_squares: dict[str, float] = field(default_factory=dict)
-    """By tensor: ‖W_0‖²."""
-    tensors: dict[str, TensorFit] = field(default_factory=dict)
-    """By tensor. Made with the stored directions, never again from the Gram matrices: on another machine the same
-    eigenvectors may come with other signs or, where two eigenvalues are equal, as others."""
-    seconds: float = 0.0
-    bytes_read: int = 0
-    peak_rss_bytes: int = 0
-    device: str = ""
 
 
 class GroupFiles:
@@ -67,9 +45,9 @@ class GroupFiles:
         for column, name in enumerate(basis.names):
             self._kept.setdefault(name, []).append((tensor, [piece[column] for piece in pieces]))
 
-    def add_state(self, tensor: PlannedTensor, data: bytes | None) -> None:
-        if data is not None:
-            self._state.append((tensor, data))
+    def add_state(self, tensor: PlannedTensor, data: bytes) -> None:
+        """Take the last observed values of an integer tensor that changed."""
+        self._state.append((tensor, data))
 
     def finish(self) -> None:
         """Write what was kept, and let all files appear."""
@@ -93,43 +71,3 @@ class GroupFiles:
 
     def _key(self, name: str) -> str:
         return layout.stored_column(name, self._group.number, self._groups)
-
-
-def write_grams(store: Store, key: str, result: GroupResult, fit_key: str) -> None:
-    """Write Gram matrices, with everything else that is known about their tensors in the file's metadata."""
-    facts = {name: value for name, value in vars(result).items() if name not in ("grams", "tensors")}
-    facts["tensors"] = {name: tensor.model_dump() for name, tensor in result.tensors.items()}
-    metadata = {"format": "pt", "fit_key": fit_key, "facts": json.dumps(facts)}
-    described: list[TensorDescription] = [(name, "F64", gram.shape) for name, gram in result.grams.items()]
-    with safetensors_writer(store, key, described, metadata) as stream:
-        for gram in result.grams.values():
-            stream.write(as_bytes(gram))
-
-
-def finished_group(store: Store, groups: Sequence[Group], group: Group, fit_key: str) -> GroupResult | None:
-    """The result of a group that an earlier run, or another shard, of the same fit finished."""
-    while True:
-        try:
-            return _read_grams(store, layout.group_gram(group.number, len(groups)), fit_key)
-        except ObjectNotFound:
-            return None
-        except CheckpointChanged:  # by a process that does the same: look at its file
-            continue
-
-
-def _read_grams(store: Store, key: str, fit_key: str) -> GroupResult | None:
-    info = store.stat(key)
-    header = read_header(store, info)
-    if header.metadata.get("fit_key") != fit_key:
-        return None
-    facts = json.loads(header.metadata["facts"])
-    if "tensors" not in facts:  # of a version between two releases
-        return None
-    tensors = {name: TensorFit.model_validate(tensor) for name, tensor in facts.pop("tensors").items()}
-    result = GroupResult(tensors=tensors, **facts)
-    for entry in header.tensors:
-        gram = np.empty(entry.shape, dtype=np.float64)
-        if gram.nbytes:
-            store.read_into(key, info.generation, entry.offset, memoryview(gram).cast("B"))
-        result.grams[entry.name] = gram
-    return result

@@ -8,6 +8,9 @@ from relex_core.fit.artifact import FitArtifact
 from relex_core.manifest import WindowManifest, digest_of
 from relex_core.spec import RunSpec
 
+FIT_KEY = "fit_key"
+"""Name under which every safetensors file of a fit tells, in its metadata, which fit it belongs to."""
+
 
 def fit_key(spec: RunSpec, manifest: WindowManifest) -> str:
     """Digest of everything the result of a fit depends on."""

@@ -18,15 +18,15 @@ from functools import partial
 
 import numpy as np
 
-from relex_core import layout
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, Spectrum, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar, refuse_non_finite, refuse_non_finite_directions
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
-from relex_core.fit.files import GroupFiles, GroupResult, finished_group, write_grams
+from relex_core.fit.files import GroupFiles
 from relex_core.fit.gram import mix
-from relex_core.fit.key import fit_key
+from relex_core.fit.group_results import GroupResult, GroupResults
+from relex_core.fit.key import FIT_KEY, fit_key
 from relex_core.fit.memory import Memory
 from relex_core.fit.packing import Part
 from relex_core.fit.row_reads import row_reads
@@ -52,6 +52,7 @@ class FitContext:
     observed: tuple[Reader, ...]
     store: Store
     key: str
+    results: GroupResults
     memory: Memory
     pool: ThreadPoolExecutor
     rows: ThreadPoolExecutor | None
@@ -63,7 +64,7 @@ class FitContext:
         return "BF16" if self.spec.direction_dtype == "bfloat16" else "F32"
 
     def files(self, group: Group) -> GroupFiles:
-        metadata = {"format": "pt", "window_digest": self.manifest.digest, "fit_key": self.key}
+        metadata = {"format": "pt", "window_digest": self.manifest.digest, FIT_KEY: self.key}
         return GroupFiles(self.store, group, len(self.plan.groups), self.dtype, metadata)
 
 
@@ -88,7 +89,8 @@ def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> 
     groups = shard_groups(plan.groups, shard, shards)
     with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, row_reads(manifest) as rows:
         key, store = fit_key(spec, manifest), open_store(run)
-        context = FitContext(spec.fit, manifest, plan, base, observed, store, key, memory, pool, rows, workers)
+        results = GroupResults(store, len(plan.groups), key)
+        context = FitContext(spec.fit, manifest, plan, base, observed, store, key, results, memory, pool, rows, workers)
         with one_thread_per_call():
             _fit_left(context, groups)
 
@@ -101,7 +103,7 @@ def _open_readers(manifest: WindowManifest) -> tuple[Reader, tuple[Reader, ...]]
 
 def _fit_left(context: FitContext, groups: Sequence[Group]) -> None:
     """Fit those of `groups` that no earlier run has finished."""
-    left = [group for group in groups if finished_group(context.store, context.plan.groups, group, context.key) is None]
+    left = [group for group in groups if not context.results.finished(group)]
     so_far = FittedSoFar(context.manifest)
     with progress("fit", sum(map(context.plan.group_bytes, left)), unit="bytes") as advance:
         stripes = (stripe for group in left for stripe in context.plan.stripes(group))
@@ -147,7 +149,9 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
     spectra, written = dict[str, Spectrum](), context.files(group)
     for tensor in group.tensors:
         if not tensor.floating:
-            written.add_state(tensor, _changed_state(tensor, stream))
+            if (state := _changed_state(tensor, stream)) is not None:
+                written.add_state(tensor, state)
+                result.changed_state.append(tensor.name)
             continue
         grams, square = np.zeros((context.plan.steps, context.plan.steps)), 0.0
         parts: list[Part | Segment] = []
@@ -187,7 +191,7 @@ def _store_group(context: FitContext, meter: _Meter, fitted: _FittedGroup) -> Gr
             result.tensors[tensor.name] = fit
     result.seconds, result.bytes_read = meter.spent()
     result.peak_rss_bytes = peak_resident_bytes()
-    write_grams(context.store, layout.group_gram(group.number, len(context.plan.groups)), result, context.key)
+    context.results.write(group, result)
     return result
 
 

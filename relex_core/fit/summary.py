@@ -48,15 +48,20 @@ def finite_sum(squares: Iterable[float]) -> float:
 
 
 def summarise(
-    tensors: Mapping[str, TensorFit], grams: Mapping[str, np.ndarray], squares: Mapping[str, float]
+    tensors: Mapping[str, TensorFit], traces: Mapping[str, float], gram: np.ndarray, squares: Mapping[str, float]
 ) -> Summary:
-    """The whole model's entry, from every tensor's fit, Gram matrix "T T" and ‖W_0‖²."""
+    """The whole model's entry.
+
+    Args:
+        traces: of every tensor's Gram matrix.
+        gram: "T T", the sum of these matrices.
+        squares: ‖W_0‖² of every tensor.
+    """
     moved = [tensor for tensor in tensors.values() if tensor.moved]
-    traces = {name: float(np.trace(gram)) for name, gram in grams.items()}
     explained = sum((tensors[name].explained_variance or 0.0) * trace for name, trace in traces.items())
     shares = [tensor.explained_variance for tensor in moved if tensor.explained_variance is not None]
     r_squared = [tensor.r_squared for tensor in moved if tensor.r_squared is not None]
-    update, norm = sum(float(gram[-1, -1]) for gram in grams.values()), finite_sum(squares.values())
+    update, norm = float(gram[-1, -1]), finite_sum(squares.values())
     return Summary(
         tensors=len(tensors),
         moved=len(moved),

@@ -13,15 +13,14 @@ from relex_core import __version__, layout
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
 from relex_core.fit.artifact import load_fit
-from relex_core.fit.key import refuse_another_fit
+from relex_core.fit.group_results import gram_matrices
+from relex_core.fit.key import FIT_KEY, refuse_another_fit
 from relex_core.forecast.build import build
 from relex_core.forecast.predictors import AVERAGES, SCALES
 from relex_core.forecast.results import Forecast
 from relex_core.manifest import digest_of, load_manifest
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
-
-FIT_KEY = "fit_key"
 
 
 def forecast_run(run: str) -> Forecast:
@@ -82,13 +81,7 @@ def read_grams(store: Store, fit_key: str) -> dict[str, np.ndarray]:
     header = read_header(store, info)
     if header.metadata.get(FIT_KEY) != fit_key:
         raise DataError("the Gram matrices belong to another fit", where=where, next_step=f"relex fit {store.uri}")
-    grams = {}
-    for entry in header.tensors:
-        gram = np.empty(entry.shape, dtype=np.float64)
-        if gram.nbytes:
-            store.read_into(layout.GRAM, info.generation, entry.offset, memoryview(gram).cast("B"))
-        grams[entry.name] = gram
-    return grams
+    return gram_matrices(store, info, header)
 
 
 def load_forecast(run: str) -> Forecast:

@@ -47,6 +47,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """Where text may stand for a number, pydantic also takes true for 1."""
+        given = value if isinstance(value, list) else [value]
+        assert info.field_name
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(part, bool) for part in given):
+            raise ValueError("true and false stand for no number and for no text")
+        return value
+
 
 class WindowSpec(Section):
     """Which checkpoints are observed."""
