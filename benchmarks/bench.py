@@ -18,7 +18,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from measuring import RELEX, Measured, folder_bytes, forget, measured, plain_read, repeated
+from measuring import RELEX, Measured, compile_bytecode, folder_bytes, forget, measured, plain_read, repeated
 from rivals import authors_scripts, mergekit_linear
 
 TARGET = 500
@@ -28,6 +28,7 @@ TEN_TARGETS = range(100, 1100, 100)
 def main() -> None:
     arguments = parse()
     bench = Bench(arguments)
+    compile_bytecode()
     bench.read()  # warms the page cache, or shows that it stays cold
     print(f"{bench.model_bytes / 2e6:.0f} M parameters, {arguments.steps} steps, ", end="")
     print(f"window {bench.window_bytes / 1e9:.2f} GB, {'cold' if arguments.cold else 'warm'}", flush=True)

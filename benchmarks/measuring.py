@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import statistics
 import subprocess
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import relex_core
 
 RELEX = (sys.executable, "-m", "relex_core")
 
@@ -23,6 +26,11 @@ class Measured:
 
     def __add__(self, other: Measured) -> Measured:
         return Measured(self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
+
+
+def compile_bytecode() -> None:
+    """As pip does when it installs relex; Python may have been told not to (PYTHONDONTWRITEBYTECODE)."""
+    compileall.compile_dir(Path(relex_core.__file__).parent, quiet=1)
 
 
 def measured(command: Iterable[str | Path]) -> Measured:

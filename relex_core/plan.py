@@ -1,8 +1,7 @@
-"""How a fit goes through the window: stripes of columns, and what fits the memory budget.
+"""How a fit goes through the window: how wide its stripes are, how many there are, and what waits in them.
 
-A *stripe* is the unit of reading: up to `columns` weights, taken from neighbouring tensors of a group, at every
-step of the window. A tensor whose stripes all fit the budget is read once: its stripes stay in memory from the
-Gram matrix to the direction. Stripes of a larger one stay as long as there is room, if few of their weights changed
+A tensor whose stripes all fit the memory budget is read once: its stripes stay in memory from the Gram matrix to the
+direction. Stripes of a larger one stay as long as there is room, if few of their weights changed
 (fit/packing.py) or if reads are dear; the others are read twice.
 
 Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` works without it.
@@ -11,7 +10,7 @@ Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
@@ -21,34 +20,13 @@ from relex_core.groups import Group, PlannedTensor, direction_item_bytes, plan_g
 from relex_core.manifest import WindowManifest
 from relex_core.spec import FitSpec
 from relex_core.storage import PATCH_SUFFIX, is_distant
-
-# Gram matrices are summed block by block in a fixed order, and segments of tensors are cut only at multiples of a
-# block, so that the result does not depend on stripes, budget or threads.
-BLOCK_COLUMNS = 32 * 1024
+from relex_core.stripes import BLOCK_COLUMNS, Segment, Stripe, cut_stripes, most_segments, stripe_count, tile_bytes
 
 # 1 MiB a row in bf16: long enough that opening the file costs nothing beside the read.
 MAX_STRIPE_COLUMNS = 512 * 1024
 
 # Python with numpy and the Google Cloud client loaded, as measured; the fit itself uses the true figure.
 TYPICAL_RESIDENT_BYTES = 80 * 2**20
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Elements `start` to `stop` of a tensor, and where their bytes lie in a row of the stripe's buffers."""
-
-    tensor: PlannedTensor
-    start: int
-    stop: int
-    at: int
-    base_at: int
-
-
-@dataclass(frozen=True)
-class Stripe:
-    """What is read together."""
-
-    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
@@ -78,11 +56,11 @@ class FitPlan:
 
     def stripes(self, group: Group) -> Iterator[Stripe]:
         """The group's stripes in the order of reading; those of a tensor that is not `held` are its own."""
-        return _stripes(group.tensors, self.columns, self._stripe_limit)
+        return cut_stripes(group.tensors, self.columns, self._stripe_limit)
 
     def held(self, tensor: PlannedTensor) -> bool:
         """Whether all stripes of the tensor fit into memory together."""
-        return _stripe_count(tensor, self.columns) <= self._stripe_limit
+        return stripe_count(tensor, self.columns) <= self._stripe_limit
 
     def read_once(self, tensor: PlannedTensor) -> bool:
         """Whether one pass is enough, whatever changed: all is held, or there is no direction to mix (integers)."""
@@ -123,7 +101,7 @@ class FitPlan:
         if self.read_once(tensor):
             return 0
         kept = self.kept_buffers(tensor) if self.keeps_whole(tensor) else 0
-        stripes = _stripe_count(tensor, self.columns) - kept
+        stripes = stripe_count(tensor, self.columns) - kept
         return min(tensor.numel, stripes * self.columns) * self._weight_bytes(tensor)
 
     def group_bytes(self, group: Group) -> int:
@@ -187,7 +165,7 @@ def plan_fit(
         scratch = (workers + 2) * (tile_bytes(steps) + 4 * columns * (7 * stored + 1) // 3)
         fixed = resident + 2 * 2**20 + 2 * largest_group + results + scratch
         # One for each block and for each end of a segment, until the tensor is done.
-        grams = (columns // BLOCK_COLUMNS + _most_segments(groups, columns)) * gram
+        grams = (columns // BLOCK_COLUMNS + most_segments(groups, columns)) * gram
         size = columns * (steps * row_item + base_item) + grams
         return _Stripes(columns, size, fixed, (memory_budget - fixed) // size)
 
@@ -266,79 +244,6 @@ def refuse_impossible(spec: FitSpec, steps: int) -> None:
             )
 
 
-def tile_bytes(steps: int) -> int:
-    """Bytes of one worker's scratch memory: numpy's tile of deltas, and that of kernels.c with its float64 sums."""
-    rows, pitch = -(-steps // 12) * 12, 784  # as in kernels.c
-    return 4 * (steps + 1) * tile_columns(steps) + rows * (4 * pitch + 8 * rows) + 8192
-
-
-def tile_columns(steps: int) -> int:
-    """Columns of the float32 tile "T m" that one of numpy's products takes.
-
-    Measured on one core of an AMD EPYC (512 KiB of L2, 32 MiB of L3), Gram matrix and direction, G weights a second:
-
-        columns    2 Ki   4 Ki   8 Ki   16 Ki   32 Ki
-        T = 24     0.45   0.53   0.63   0.65    0.69
-        T = 75     0.37   0.36   0.42   0.42    0.42
-        T = 150    0.28   0.30   0.32   0.31    0.23
-
-    From 1 to 5 MiB the calls' overhead is gone and the cache still holds a tile. It depends on T alone, because where
-    tiles end is part of the rounding of the result.
-    """
-    columns = BLOCK_COLUMNS
-    while columns > 1024 and columns * steps * 4 > 5 * 2**20:
-        columns //= 2
-    return columns
-
-
 def _buffered_bytes(group: Group, limit: int, bytes_per_weight: int) -> int:
     """Direction bytes that a group keeps in memory: a single tensor's are streamed out."""
     return 0 if len(group.tensors) == 1 else min(limit, sum(t.numel for t in group.tensors) * bytes_per_weight)
-
-
-def _most_segments(groups: Sequence[Group], columns: int) -> int:
-    """Upper bound of the segments in a stripe: consecutive tensors of a group that fit into one, and one more at each
-    end."""
-    most = 0
-    for group in groups:
-        first, held = 0, 0
-        for last, tensor in enumerate(group.tensors):
-            held += tensor.numel
-            while held > columns:
-                held -= group.tensors[first].numel
-                first += 1
-            most = max(most, last + 1 - first)
-    return most + 2
-
-
-def _stripe_count(tensor: PlannedTensor, columns: int) -> int:
-    return -(-tensor.numel // columns)
-
-
-def _stripes(tensors: Sequence[PlannedTensor], columns: int, held_limit: int) -> Iterator[Stripe]:
-    segments: list[Segment] = []
-    free, at, base_at = columns, 0, 0
-    for tensor in tensors:
-        alone = _stripe_count(tensor, columns) > held_limit
-        item, base_item = ITEM_BYTES[tensor.dtype], ITEM_BYTES[tensor.base_dtype]
-        start = 0
-        while start < tensor.numel:
-            aligned_at, aligned_base = -(-at // item) * item, -(-base_at // base_item) * base_item
-            # Alignment may cost a few bytes where dtypes mix; keep them out of the columns that are still free.
-            lost = max(-(-(aligned_at - at) // item), -(-(aligned_base - base_at) // base_item))
-            take = min(tensor.numel - start, free - lost)
-            if take < tensor.numel - start:
-                take = take // BLOCK_COLUMNS * BLOCK_COLUMNS
-            if take <= 0 or (alone and start == 0 and segments):
-                yield Stripe(tuple(segments))
-                segments, free, at, base_at = [], columns, 0, 0
-                continue
-            segments.append(Segment(tensor, start, start + take, aligned_at, aligned_base))
-            at, base_at = aligned_at + take * item, aligned_base + take * base_item
-            free -= take + lost
-            start += take
-        if alone:
-            yield Stripe(tuple(segments))
-            segments, free, at, base_at = [], columns, 0, 0
-    if segments:
-        yield Stripe(tuple(segments))

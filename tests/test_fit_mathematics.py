@@ -15,7 +15,7 @@ from relex_core.fit.line import fit_line
 from relex_core.fit.memory import HostMemory, Memory
 from relex_core.fit.torch_memory import TORCH_DTYPES, TorchMemory
 from relex_core.kernels import compiled_library
-from relex_core.plan import BLOCK_COLUMNS, tile_columns
+from relex_core.stripes import BLOCK_COLUMNS, tile_columns
 
 MEMORIES = [HostMemory(), HostMemory(compiled=False), TorchMemory(torch.device("cpu"))]
 TO_NUMPY = {there: here for here, there in TORCH_DTYPES.items()}

@@ -42,6 +42,7 @@ ORDER = (
     "fit.columns",
     "fit.artifact",
     "groups",
+    "stripes",
     "plan",
     "dtypes",
     "kernels",
@@ -85,6 +86,8 @@ BARE = (
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *(
         "groups",
+        "stripes",
+        "stripes",
         "plan",
         "fit.__init__",
         "fit.artifact",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from relex_core import kernels
 from relex_core.kernels import Kernels, Part, add_parts, compiled_library, declare
 from relex_core.mixing import TILE, Slices, Terms, mix_tiles
-from relex_core.plan import tile_bytes
+from relex_core.stripes import tile_bytes
 
 SOURCE = Path(kernels.__file__).with_name("kernels.c")
 COMPILER = shutil.which("gcc") or shutil.which("cc")

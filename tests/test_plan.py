@@ -15,8 +15,9 @@ from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
 from relex_core.groups import MAX_GROUP_TENSORS, shard_groups
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
-from relex_core.plan import BLOCK_COLUMNS, MAX_STRIPE_COLUMNS, FitPlan, Segment, plan_fit, window_bytes
+from relex_core.plan import MAX_STRIPE_COLUMNS, FitPlan, plan_fit, window_bytes
 from relex_core.spec import FitSpec
+from relex_core.stripes import BLOCK_COLUMNS, Segment
 
 MIB = 2**20
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from test_kernels import library  # noqa: F401
 from test_plan import Tensors, plan_of
 
-from relex_core import plan as planning
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import Piece
 from relex_core.dtypes import NUMPY_DTYPES
@@ -24,7 +23,8 @@ from relex_core.fit.packing import Part
 from relex_core.fit.stream import WindowStream
 from relex_core.groups import PlannedTensor
 from relex_core.parallel import ordered_map
-from relex_core.plan import FitPlan, Segment
+from relex_core.plan import FitPlan
+from relex_core.stripes import Segment
 
 COLUMNS, BLOCK = 256, 64
 """Of a stripe and of a block, instead of 512 Ki and 32 Ki."""
@@ -33,8 +33,9 @@ COLUMNS, BLOCK = 256, 64
 @pytest.fixture(scope="module", autouse=True)
 def _small_stripes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "BLOCK_COLUMNS", BLOCK)
-        patch.setattr(planning, "MAX_STRIPE_COLUMNS", COLUMNS)
+        patch.setattr("relex_core.stripes.BLOCK_COLUMNS", BLOCK)
+        patch.setattr("relex_core.plan.BLOCK_COLUMNS", BLOCK)
+        patch.setattr("relex_core.plan.MAX_STRIPE_COLUMNS", COLUMNS)
         yield
 
 

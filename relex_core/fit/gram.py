@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from relex_core.fit.memory import HostMemory, Memory
-from relex_core.plan import BLOCK_COLUMNS
 from relex_core.shapes import Float, Float32, Float64, UInt32
+from relex_core.stripes import BLOCK_COLUMNS
 
 
 class Tiles:

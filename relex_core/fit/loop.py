@@ -35,10 +35,11 @@ from relex_core.fit.summary import tensor_fit
 from relex_core.groups import Group, PlannedTensor, shard_groups
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import ordered_map
-from relex_core.plan import FitPlan, Segment, plan_fit
+from relex_core.plan import FitPlan, plan_fit
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
 from relex_core.storage import Store, open_store
+from relex_core.stripes import Segment
 
 
 @dataclass(frozen=True)

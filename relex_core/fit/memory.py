@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from relex_core.kernels import Kernels, compiled_library, processor_name
-from relex_core.plan import tile_columns
+from relex_core.stripes import tile_columns
 
 Array = Any
 """A numpy array or a torch tensor."""

@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 
 from relex_core.kernels import Kernels
-from relex_core.plan import Segment
+from relex_core.stripes import Segment
 
 ALIGNMENT = 8
 """Bytes; of arrays in a buffer."""

@@ -21,7 +21,8 @@ from relex_core.fit.gram import Tiles, block_grams
 from relex_core.fit.memory import Memory
 from relex_core.fit.packing import Buffers, LoadedStripe, Packing, Part
 from relex_core.groups import PlannedTensor
-from relex_core.plan import FitPlan, Segment, Stripe
+from relex_core.plan import FitPlan
+from relex_core.stripes import Segment, Stripe
 
 
 class ThreadTiles(threading.local):

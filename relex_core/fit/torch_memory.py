@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from relex_core.dtypes import NUMPY_DTYPES
-from relex_core.plan import BLOCK_COLUMNS
+from relex_core.stripes import BLOCK_COLUMNS
 
 TORCH_DTYPES = {
     NUMPY_DTYPES["F64"]: torch.float64,
