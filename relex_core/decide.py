@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
+from relex_core.errors import DataError
 from relex_core.evaluate import evaluation_of
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
 from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
@@ -23,7 +21,8 @@ from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
 from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec, load_spec_of
-from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
+from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
+from relex_core.stored_json import load_stored
 
 __all__ = ["Decision", "decide", "delete_losers", "load_decision"]
 
@@ -65,15 +64,9 @@ def load_decision(run: str) -> Decision:
 
     Raises:
         WindowNotReady: nothing was decided yet.
-        DataError: the file is no decision.
+        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = join_uri(run, layout.DECISION)
-    try:
-        return Decision.model_validate_json(read_bytes(open_store(run), layout.DECISION))
-    except ObjectNotFound:
-        raise WindowNotReady("nothing is decided yet", where=where, next_step=f"relex decide {run}") from None
-    except ValidationError as error:
-        raise DataError(f"not a decision: {error}", where=where, next_step=f"relex decide {run}") from None
+    return load_stored(Decision, run, layout.DECISION, absent="nothing is decided yet", make=f"relex decide {run}")
 
 
 def delete_losers(run: str, decision: Decision) -> list[str]:

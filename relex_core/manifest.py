@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
-from relex_core.storage import ObjectInfo, open_store, read_bytes
+from relex_core.errors import DataError
+from relex_core.storage import ObjectInfo, join_uri
+from relex_core.stored_json import load_stored
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -124,24 +125,20 @@ def load_manifest(run: str) -> WindowManifest:
 
     Raises:
         WindowNotReady: nothing was collected yet.
-        DataError: the file was changed by hand or is no manifest.
+        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = f"{run}/{layout.WINDOW}"
-    try:
-        manifest = WindowManifest.model_validate_json(read_bytes(open_store(run), layout.WINDOW))
-    except ObjectNotFound:
-        raise WindowNotReady(
-            "nothing is collected yet", where=where, next_step=f"relex collect SPEC --out {run}"
-        ) from None
-    except ValidationError as error:
-        raise DataError(
-            f"not a window manifest: {error}", where=where, next_step="collect again into a new run directory"
-        ) from None
+    repair = "collect again into a new run directory; do not edit window.json"
+    manifest = load_stored(
+        *(WindowManifest, run, layout.WINDOW),
+        absent="nothing is collected yet",
+        make=f"relex collect SPEC --out {run}",
+        repair=repair,
+    )
     if manifest.digest != manifest._content_digest():
         raise DataError(
             "the window manifest does not match its own digest",
-            where=where,
+            where=join_uri(run, layout.WINDOW),
             expected=manifest.digest,
-            next_step="collect again into a new run directory; do not edit window.json",
+            next_step=repair,
         )
     return manifest

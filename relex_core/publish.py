@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound
 from relex_core.events import record_event
 from relex_core.manifest import digest_of, load_manifest
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import absolute_uri, join_uri, open_store, read_bytes, write_bytes
+from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
+from relex_core.stored_json import read_stored
 
 
 class Outcome(BaseModel):
@@ -89,16 +89,8 @@ def published(run: str) -> Outcome:
     Raises:
         DataError: published.json is not one.
     """
-    try:
-        return Outcome.model_validate_json(read_bytes(open_store(run), layout.PUBLISHED))
-    except ObjectNotFound:
-        return NOTHING_YET
-    except ValidationError as error:
-        raise DataError(
-            f"not an outcome: {error}",
-            where=join_uri(run, layout.PUBLISHED),
-            next_step=f"delete it, then run relex publish {run}",
-        ) from None
+    repair = f"delete it, then run relex publish {run}"
+    return read_stored(Outcome, open_store(run), layout.PUBLISHED, repair=repair) or NOTHING_YET
 
 
 def spec_digest(spec: RunSpec) -> str:

@@ -27,6 +27,7 @@ ORDER = (
     "progress",
     "shapes",
     "storage",
+    "stored_json",
     "json_text",
     "yaml_text",
     "spec",
@@ -81,7 +82,19 @@ ORDER = (
 
 # What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
 BARE = (
-    *("errors", "layout", "parallel", "progress", "shapes", "storage", "json_text", "yaml_text", "spec", "manifest"),
+    *(
+        "errors",
+        "layout",
+        "parallel",
+        "progress",
+        "shapes",
+        "storage",
+        "stored_json",
+        "json_text",
+        "yaml_text",
+        "spec",
+        "manifest",
+    ),
     *("checkpoints", "events"),
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *(

@@ -230,7 +230,7 @@ def test_a_run_is_published_last_and_once(folder: Path) -> None:
     assert publish(spec.run_root) == outcome
     assert path.stat().st_mtime_ns == before
     path.write_text("{}")
-    with pytest.raises(DataError, match="not an outcome"):
+    with pytest.raises(DataError, match="the file is not what this version of relex writes"):
         published(spec.run_root)
 
 

@@ -138,7 +138,7 @@ def test_steps_out_of_order_in_a_manifest_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"base": 1}', "not json"])
 def test_no_manifest_at_all_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "window.json").write_text(text)
-    with pytest.raises(DataError, match="not a window manifest"):
+    with pytest.raises(DataError, match="the file is not what this version of relex writes"):
         load_manifest(str(tmp_path))
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_spec_in_the_run_directory_is_refused(tmp_path: Path, text: st
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "spec.json").write_text(text)
     for read in (lambda: load_spec_of(str(tmp_path / "run")), lambda: collect(make_spec(tmp_path, t_cut=4))):
-        with pytest.raises(DataError, match="not a resolved spec") as caught:
+        with pytest.raises(DataError, match="the file is not what this version of relex writes") as caught:
             read()
         assert caught.value.exit_code == 4
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
 from relex_core.errors import DataError, ObjectNotFound
@@ -21,6 +21,7 @@ from relex_core.evaluate.statistics import accuracy
 from relex_core.evaluate.tasks import Split
 from relex_core.manifest import digest_of
 from relex_core.storage import Store, join_uri, read_bytes
+from relex_core.stored_json import read_stored
 
 CONFIDENCE = 0.95
 
@@ -126,14 +127,7 @@ def read_result(store: Store, candidate: str, task: str, split: Split) -> EvalRe
         DataError: summary.json is not one.
     """
     key = f"{layout.evaluation(candidate, task, split)}/{layout.SUMMARY}"
-    try:
-        return EvalResult.model_validate_json(read_bytes(store, key))
-    except ObjectNotFound:
-        return None
-    except ValidationError as error:
-        raise DataError(
-            f"not a summary: {error}", where=join_uri(store.uri, key), next_step="delete it, then run relex evaluate"
-        ) from None
+    return read_stored(EvalResult, store, key, repair="delete it, then run relex evaluate")
 
 
 def read_samples(store: Store, result: EvalResult) -> list[Row]:

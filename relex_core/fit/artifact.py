@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
-from relex_core.storage import open_store, read_bytes
+from relex_core.stored_json import load_stored
 
 
 class Component(BaseModel):
@@ -97,11 +96,6 @@ def load_fit(run: str) -> FitArtifact:
 
     Raises:
         WindowNotReady: nothing is fitted yet.
+        DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = f"{run}/{layout.FIT}"
-    try:
-        return FitArtifact.model_validate_json(read_bytes(open_store(run), layout.FIT))
-    except ObjectNotFound:
-        raise WindowNotReady("nothing is fitted yet", where=where, next_step=f"relex fit {run}") from None
-    except ValidationError as error:
-        raise DataError(f"not a fit: {error}", where=where, next_step=f"relex fit {run}") from None
+    return load_stored(FitArtifact, run, layout.FIT, absent="nothing is fitted yet", make=f"relex fit {run}")

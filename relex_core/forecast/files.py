@@ -21,6 +21,7 @@ from relex_core.forecast.results import Forecast
 from relex_core.manifest import digest_of, load_manifest
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes, write_bytes
+from relex_core.stored_json import load_stored
 
 
 def forecast_run(run: str) -> Forecast:
@@ -91,10 +92,4 @@ def load_forecast(run: str) -> Forecast:
         WindowNotReady: nothing is forecast yet.
         DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = join_uri(run, layout.FORECAST)
-    try:
-        return Forecast.model_validate_json(read_bytes(open_store(run), layout.FORECAST))
-    except ObjectNotFound:
-        raise WindowNotReady("nothing is forecast yet", where=where, next_step=f"relex forecast {run}") from None
-    except ValidationError as error:
-        raise DataError(f"not a forecast: {error}", where=where, next_step=f"relex forecast {run}") from None
+    return load_stored(Forecast, run, layout.FORECAST, absent="nothing is forecast yet", make=f"relex forecast {run}")

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
 from relex_core.evaluate.cost import pipeline_seconds
 from relex_core.evaluate.decision import Decision
@@ -19,10 +15,12 @@ from relex_core.fit.artifact import FitArtifact
 from relex_core.forecast import Forecast
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import Store, absolute_uri, join_uri, open_store, read_bytes
+from relex_core.storage import Store, absolute_uri, open_store, read_bytes
+from relex_core.stored_json import read_stored
 
 log = logging.getLogger("relex")
-Model = TypeVar("Model", bound=BaseModel)
+
+REPAIR = "delete it, and run its stage"
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def read_artifacts(run: str) -> Artifacts:
 
     run = absolute_uri(run, Path.cwd())
     spec, window, store = load_spec_of(run), load_manifest(run), open_store(run)
-    fit = _read(store, layout.FIT, FitArtifact)
-    forecast = _read(store, layout.FORECAST, Forecast)
-    decision = _read(store, layout.DECISION, Decision)
+    fit = read_stored(FitArtifact, store, layout.FIT, repair=REPAIR)
+    forecast = read_stored(Forecast, store, layout.FORECAST, repair=REPAIR)
+    decision = read_stored(Decision, store, layout.DECISION, repair=REPAIR)
     written = written_candidates(run, window.digest)
     results, old = _results(store, window.digest)
     stale = [*old]
@@ -91,23 +89,12 @@ def read_artifacts(run: str) -> Artifacts:
     )
 
 
-def _read(store: Store, key: str, model: type[Model]) -> Model | None:
-    try:
-        return model.model_validate_json(read_bytes(store, key))
-    except ObjectNotFound:
-        return None
-    except ValidationError as error:
-        raise DataError(
-            f"not what relex writes: {error}", where=join_uri(store.uri, key), next_step="delete it, and run its stage"
-        ) from None
-
-
 def _results(store: Store, window_digest: str) -> tuple[list[EvalResult], list[str]]:
     """Finished evaluations of this window, and the names of those of another."""
     found, old = [], []
     for info in store.list(layout.EVALUATIONS):
         if info.name.endswith(f"/{layout.SUMMARY}"):
-            result = _read(store, info.name, EvalResult)
+            result = read_stored(EvalResult, store, info.name, repair=REPAIR)
             if result is not None and result.key.get("window") == window_digest:
                 found.append(result)
             else:

@@ -9,13 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from relex_core import layout
-from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowNotReady
+from relex_core.errors import SpecError
 from relex_core.json_text import DuplicateKey, parse_json
 from relex_core.spec.faults import all_faults
 from relex_core.spec.run_spec import RunSpec
 from relex_core.spec.sections import LayoutSpec
 from relex_core.storage import open_store, read_bytes
 from relex_core.storage.uri import absolute_uri, join_uri
+from relex_core.stored_json import load_stored
 
 
 def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
@@ -69,19 +70,12 @@ def load_spec_of(run: str) -> RunSpec:
         WindowNotReady: nothing was collected into this directory.
         DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
-    where = f"{run}/{layout.SPEC}"
-    try:
-        return RunSpec.model_validate_json(read_bytes(open_store(run), layout.SPEC))
-    except ObjectNotFound:
-        raise WindowNotReady(
-            "this is no run directory", where=where, next_step=f"relex collect SPEC --out {run}"
-        ) from None
-    except ValidationError as error:
-        raise DataError(
-            f"not a resolved spec: {error}",
-            where=where,
-            next_step="collect into a new run directory; do not edit spec.json",
-        ) from None
+    return load_stored(
+        *(RunSpec, run, layout.SPEC),
+        absent="this is no run directory",
+        make=f"relex collect SPEC --out {run}",
+        repair="collect into a new run directory; do not edit spec.json",
+    )
 
 
 def spec_from_json(
