@@ -131,9 +131,19 @@ def finished_candidate(store: Store, output: Output) -> Candidate | None:
         candidate = Candidate.model_validate_json(read_bytes(store, f"{output.folder}/{layout.PROVENANCE}"))
     except (ObjectNotFound, ValueError):
         return None
-    sizes = {info.name.removeprefix(f"{output.folder}/"): info.size for info in store.list(output.folder)}
-    whole = all(sizes.get(name) == size for name, size in candidate.files.items())
-    return candidate if whole and candidate.key == output.key else None
+    return candidate if candidate.key == output.key and _whole(store, output.folder, candidate) else None
+
+
+def whole_candidates(store: Store) -> list[Candidate]:
+    """All candidates, of whatever recipes, whose files are still there; by name."""
+    marks = [info.name for info in store.list(layout.CANDIDATES) if info.name.endswith(f"/{layout.PROVENANCE}")]
+    candidates = {mark: Candidate.model_validate_json(read_bytes(store, mark)) for mark in marks}
+    return [found for mark, found in candidates.items() if _whole(store, mark.rpartition("/")[0], found)]
+
+
+def _whole(store: Store, folder: str, candidate: Candidate) -> bool:
+    sizes = {info.name.removeprefix(f"{folder}/"): info.size for info in store.list(folder)}
+    return all(sizes.get(name) == size for name, size in candidate.files.items())
 
 
 def write_companions(store: Store, manifest: WindowManifest, output: Output) -> None:
@@ -173,6 +183,8 @@ def _config(data: bytes, output: Output) -> bytes:
 def write_provenance(store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output) -> None:
     """Write relex.json, the marker that the candidate is complete."""
     prefix = f"{output.folder}/"
+    files = {info.name.removeprefix(prefix): info.size for info in store.list(output.folder)}
+    files.pop(layout.PROVENANCE, None)  # of a process that writes the same candidate
     candidate = Candidate(
         name=output.recipe.name,
         **asdict(output.recipe),
@@ -186,7 +198,7 @@ def write_provenance(store: Store, manifest: WindowManifest, fit: FitArtifact, o
         base_digest=digest_of(manifest.base.model_dump(mode="json")),
         fit_key=fit.fit_key,
         key=output.key,
-        files={info.name.removeprefix(prefix): info.size for info in store.list(output.folder)},
+        files=files,
         versions={"relex": __version__, "numpy": version("numpy")},
     )
     write_bytes(store, prefix + layout.PROVENANCE, candidate.model_dump_json(indent=1).encode())

@@ -15,18 +15,18 @@ from pathlib import Path
 from relex_core import layout
 from relex_core.errors import DataError
 from relex_core.evaluate import evaluation_of
+from relex_core.evaluate.candidates import WEIGHTS
 from relex_core.evaluate.cost import cost_of, pipeline_seconds
 from relex_core.evaluate.decision import Decision, HarnessStanding, Standing
 from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
-from relex_core.spec import CostSpec, DecisionSpec, EvaluationSpec, load_spec_of
+from relex_core.manifest import digest_of
+from relex_core.spec import EvaluationSpec, RunSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
 from relex_core.stored_json import load_stored
 
 __all__ = ["Decision", "decide", "delete_losers", "load_decision"]
-
-WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def decide(run: str) -> Decision:
@@ -54,7 +54,7 @@ def decide(run: str) -> Decision:
     spec = load_spec_of(run)
     evaluation = evaluation_of(spec, run)
     evidence = Evidence.load(run, evaluation)
-    decision = _decision(evidence, evaluation, spec.decision, spec.cost)
+    decision = _decision(evidence, evaluation, spec)
     write_bytes(open_store(run), layout.DECISION, (decision.model_dump_json(indent=1) + "\n").encode())
     return decision
 
@@ -70,7 +70,7 @@ def load_decision(run: str) -> Decision:
 
 
 def delete_losers(run: str, decision: Decision) -> list[str]:
-    """Delete the weights of every candidate but the promoted one, if the spec says `keep: winner`.
+    """Delete the weights of all candidates that took part but the promoted one, if the spec says `keep: winner`.
 
     relex.json, config and tokenizer stay: they say what was tried, and keep finished stages finished.
 
@@ -94,16 +94,18 @@ def delete_losers(run: str, decision: Decision) -> list[str]:
             where=join_uri(run, winner),
             next_step=f"relex extrapolate {run}",
         )
-    losing = [key for key in weights if not key.startswith(winner)]
+    took_part = tuple(f"{layout.candidate(name)}/" for name in decision.candidates)
+    losing = [key for key in weights if key.startswith(took_part) and not key.startswith(winner)]
     for key in losing:
         store.delete(key)
     return sorted({key.split("/")[1] for key in losing})
 
 
-def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost: CostSpec) -> Decision:
-    verdict = judge(evidence, spec, rule)
+def _decision(evidence: Evidence, evaluation: EvaluationSpec, spec: RunSpec) -> Decision:
+    rule = spec.decision
+    verdict = judge(evidence, evaluation, rule)
     # Nothing is known of a time-out: the verdict must be the same if all were against the finalist, and if all for it.
-    extremes = {judge(evidence, spec, rule, unknown).promoted for unknown in ((0.0, 1.0), (1.0, 0.0))}
+    extremes = {judge(evidence, evaluation, rule, unknown).promoted for unknown in ((0.0, 1.0), (1.0, 0.0))}
     certain = extremes == {verdict.promoted}
     finalist, last, base = evidence.finalist, evidence.last_observed, evidence.base
     promoted = verdict.promoted and certain
@@ -144,9 +146,16 @@ def _decision(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, cost
         looks=evidence.looks,
         last_observed_step=last.step or 0,
         training_steps_saved=saved,
-        cost=cost_of(cost, saved, pipeline_seconds(evidence.store)),
+        cost=cost_of(spec.cost, saved, pipeline_seconds(evidence.store)),
         window_digest=evidence.window_digest,
+        rules_digest=rules_digest(spec),
+        candidates={candidate.name: candidate.digest for candidate in evidence.written},
     )
+
+
+def rules_digest(spec: RunSpec) -> str:
+    """Tells the spec that was decided by from another one."""
+    return digest_of(spec.model_dump(mode="json", include={"evaluation", "decision", "cost"}))
 
 
 def _about_base(compared: list[tuple[Comparison, Comparison]]) -> list[str]:

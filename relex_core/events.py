@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from datetime import datetime, timezone
+from typing import Any
 
 from relex_core import layout
 from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound, RelexError, StorageError
-from relex_core.storage import Store, open_store
+from relex_core.storage import Store, open_store, read_bytes
 
 log = logging.getLogger("relex")
 
@@ -32,6 +33,25 @@ def record_event(run: str, event: str, **details: object) -> None:
         _append_patiently(open_store(run), line.encode())
     except RelexError as error:
         log.warning("cannot write %s/%s: %s; the line is %s", run, layout.EVENTS, error, line.rstrip())
+
+
+def read_events(store: Store) -> list[dict[str, Any]]:
+    """All lines of the log. What is no event, such as half a line after a full disk, is a warning."""
+    try:
+        lines = read_bytes(store, layout.EVENTS).decode(errors="replace").splitlines()
+    except ObjectNotFound:
+        return []
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        else:
+            log.warning("%s/%s: line %d is no event, and is left out", store.uri, layout.EVENTS, number)
+    return events
 
 
 def _append_patiently(store: Store, line: bytes) -> None:
@@ -62,4 +82,5 @@ def _append(store: Store, line: bytes) -> None:
         store.create(layout.EVENTS, line)
         return
     if line not in before:  # else an earlier attempt stored it, and its answer was lost
-        store.replace(layout.EVENTS, bytes(before) + line, info.generation)
+        whole = not before or before.endswith(b"\n")  # else a full disk or an editor cut the last line
+        store.replace(layout.EVENTS, bytes(before) + (line if whole else b"\n" + line), info.generation)

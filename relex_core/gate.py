@@ -8,7 +8,8 @@ from typing import Literal
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import SpecError, WindowNotReady
-from relex_core.publish import published, spec_digest
+from relex_core.manifest import spec_digest
+from relex_core.publish import published
 from relex_core.spec import RunSpec
 from relex_core.storage import exists, open_store
 

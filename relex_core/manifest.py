@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from relex_core import layout
 from relex_core.errors import DataError
+from relex_core.spec import RunSpec
 from relex_core.storage import ObjectInfo, join_uri
 from relex_core.stored_json import load_stored
 
@@ -118,6 +119,11 @@ def digest_of(data: Any) -> str:
     """SHA-256 of the canonical JSON of plain data."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """Tells one spec of a run directory from the next."""
+    return digest_of(spec.model_dump(mode="json"))
 
 
 def load_manifest(run: str) -> WindowManifest:

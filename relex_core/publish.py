@@ -7,16 +7,21 @@ step that polls for it what to do; nobody has to ask an orchestrator.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
+from relex_core.candidate import whole_candidates
+from relex_core.errors import WindowNotReady
 from relex_core.events import record_event
-from relex_core.manifest import digest_of, load_manifest
+from relex_core.manifest import WindowManifest, load_manifest, spec_digest
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
 from relex_core.stored_json import read_stored
+
+if TYPE_CHECKING:  # scipy
+    from relex_core.evaluate.decision import Decision
 
 
 class Outcome(BaseModel):
@@ -55,7 +60,7 @@ def publish(run: str) -> Outcome:
 
     Raises:
         SpecError: the spec has no evaluation, so nothing ever will be decided.
-        WindowNotReady: nothing was decided yet.
+        WindowNotReady: nothing was decided yet; or by other rules, of another window, or without one of the candidates.
         DataError: the promoted candidate's weights are gone.
     """
     from relex_core.decide import delete_losers, load_decision  # scipy
@@ -65,6 +70,7 @@ def publish(run: str) -> Outcome:
     spec, manifest = load_spec_of(run), load_manifest(run)
     evaluation_of(spec, run)
     decision = load_decision(run)
+    _refuse_outdated(run, decision, spec, manifest)
     promoted = decision.decision == "promote"
     outcome = Outcome(
         decision=decision.decision,
@@ -77,10 +83,54 @@ def publish(run: str) -> Outcome:
     if decision.decision == "not_ready":
         return outcome
     deleted = delete_losers(run, decision)
-    if published(run) != outcome:
+    changed = published(run) != outcome
+    if changed:
         write_bytes(open_store(run), layout.PUBLISHED, outcome.model_dump_json(indent=1).encode())
+    if changed or deleted:
         record_event(run, "published", decision=outcome.decision, candidate=outcome.candidate, deleted=deleted)
     return outcome
+
+
+def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | None:
+    """The decision behind the outcome, if that is the one of this spec, window and questions, and what it promotes is
+    still there."""
+    from relex_core.decide import load_decision  # scipy
+    from relex_core.evaluate import is_evaluated
+
+    run = spec.run_root
+    outcome = published(run)
+    if (outcome.spec_digest, outcome.window_digest) != (spec_digest(spec), manifest.digest):
+        return None
+    try:
+        decision = load_decision(run)
+        _refuse_outdated(run, decision, spec, manifest)
+    except WindowNotReady:
+        return None
+    kept = ["last_observed", *(candidate.name for candidate in whole_candidates(open_store(run)))]
+    there = outcome.candidate == decision.candidate and outcome.candidate in kept
+    return decision if there and is_evaluated(run, decision.finalist) else None
+
+
+def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: WindowManifest) -> None:
+    """What was decided of other candidates, or under other rules, says nothing of these; and deleting is for good."""
+    from relex_core.decide import rules_digest
+    from relex_core.evaluate.candidates import written_candidates
+
+    written = written_candidates(run, manifest.digest)
+    unknown = [c.name for c in written if c.weights and decision.candidates.get(c.name) != c.digest]
+    other = {
+        "the spec has other rules": decision.rules_digest != rules_digest(spec),
+        "it is of another window": decision.window_digest != manifest.digest,
+        f"{', '.join(unknown)} took no part in it": bool(unknown),
+    }
+    reasons = [reason for reason, holds in other.items() if holds]
+    if reasons:
+        raise WindowNotReady(
+            f"the decision is out of date: {'; '.join(reasons)}",
+            where=join_uri(run, layout.DECISION),
+            expected="a decision by this spec, of this window and these candidates",
+            next_step=f"relex evaluate {run}, then relex decide {run}",
+        )
 
 
 def published(run: str) -> Outcome:
@@ -91,8 +141,3 @@ def published(run: str) -> Outcome:
     """
     repair = f"delete it, then run relex publish {run}"
     return read_stored(Outcome, open_store(run), layout.PUBLISHED, repair=repair) or NOTHING_YET
-
-
-def spec_digest(spec: RunSpec) -> str:
-    """Tells one spec of a run directory from the next."""
-    return digest_of(spec.model_dump(mode="json"))

@@ -103,6 +103,21 @@ def recipes_of(spec: RunSpec, manifest: WindowManifest) -> list[Recipe]:
     return candidate_recipes(spec.candidates, manifest.steps, manifest.t_cut, averages, basis)
 
 
+def refuse_without_candidates(spec: RunSpec, manifest: WindowManifest) -> None:
+    """Refuse a spec that wants a decision between candidates and asks for none.
+
+    Raises:
+        SpecError: it does.
+    """
+    if spec.evaluation is not None and not recipes_of(spec, manifest):
+        raise SpecError(
+            "the spec asks for no candidate, so there is nothing to decide",
+            where="candidates",
+            expected="at least one scale, baseline beside last_observed, or reconstruction step",
+            next_step="give candidates.scales, for example [1.0]; or leave out evaluation",
+        )
+
+
 def candidate_recipes(
     spec: CandidatesSpec, steps: Sequence[int], t_cut: int, averages: Sequence[int], basis: str
 ) -> list[Recipe]:

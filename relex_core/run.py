@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from relex_core.candidate import Candidate, whole_candidates
 from relex_core.collect import collect
 from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
 from relex_core.manifest import WindowManifest, gaps_text
-from relex_core.publish import publish
+from relex_core.publish import finished_decision, publish
+from relex_core.recipes import refuse_without_candidates
 from relex_core.spec import RunSpec
+from relex_core.storage import open_store
 
 log = logging.getLogger("relex")
 
-if TYPE_CHECKING:  # these need torch
-    from relex_core.candidate import Candidate
+if TYPE_CHECKING:  # scipy
     from relex_core.decide import Decision
 
 
@@ -45,6 +47,7 @@ def run(spec: RunSpec) -> RunResult:
     manifest = collect(spec)
     if manifest.gaps:
         log.warning("gaps in the window, not filled: %s", gaps_text(manifest.gaps))
+    refuse_without_candidates(spec, manifest)
     if spec.evaluation is not None:
         from relex_core.evaluate.tasks import load_splits  # imports numpy, as the fit does
 
@@ -53,10 +56,14 @@ def run(spec: RunSpec) -> RunResult:
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)
 
+    decision = finished_decision(spec, manifest) if spec.evaluation else None
+    if decision is not None:  # do not write the losers again, only to delete them
+        candidates = tuple(whole_candidates(open_store(spec.run_root)))
+        return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, _report(spec.run_root))
+
     from relex_core.extrapolate import extrapolate
 
     candidates = tuple(extrapolate(spec.run_root))
-    decision = None
     if spec.evaluation is not None:
         from relex_core.decide import decide
         from relex_core.evaluate import evaluate

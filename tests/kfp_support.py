@@ -98,7 +98,7 @@ def result_files(run: Path, uri: str = "") -> dict[str, bytes]:
     files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
     left_out = ("events.jsonl", "spec.json", "report.html")
     data = {name: path.read_bytes() for name, path in files.items() if name not in left_out}
-    for name, measured in {"fit/fit.json": MEASURED, "decision.json": ("cost",)}.items():
+    for name, measured in {"fit/fit.json": MEASURED, "decision.json": ("cost", "rules_digest")}.items():
         fields = json.loads(data[name])
         data[name] = json.dumps({key: value for key, value in fields.items() if key not in measured}).encode()
     outcome = json.loads(data["published.json"])

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import ObjectNotFound, RelexError, StorageError, WindowNotReady
-from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.publish import published, spec_digest
+from relex_core.manifest import WindowManifest, load_manifest, spec_digest
+from relex_core.publish import published
 from relex_core.spec import RunSpec
 from relex_core.storage import exists, join_uri, open_store
 

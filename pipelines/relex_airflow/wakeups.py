@@ -21,8 +21,7 @@ from relex_airflow.credentials import google_credentials
 from relex_airflow.judgement import judge
 from relex_airflow.params import params_of, resolve
 from relex_airflow.triggers import WindowTrigger
-from relex_core.manifest import digest_of
-from relex_core.publish import spec_digest
+from relex_core.manifest import digest_of, spec_digest
 from relex_core.spec import RunSpec
 
 

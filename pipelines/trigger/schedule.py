@@ -8,8 +8,7 @@ from kfp_server_api.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from relex_core.errors import SpecError
-from relex_core.manifest import digest_of
-from relex_core.publish import spec_digest
+from relex_core.manifest import digest_of, spec_digest
 from relex_core.spec import RunSpec
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, api_error, connect, experiment_id, named
 

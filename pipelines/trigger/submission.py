@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from relex_core.errors import SpecError
-from relex_core.manifest import WindowManifest, digest_of
-from relex_core.publish import spec_digest
+from relex_core.manifest import WindowManifest, digest_of, spec_digest
 from relex_core.spec import RunSpec
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -13,7 +13,8 @@ one meets the last observed checkpoint and the base again on `confirm`, whose qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from relex_core import layout
@@ -22,10 +23,13 @@ from relex_core.evaluate.candidates import Candidate, choose, observed, referenc
 from relex_core.evaluate.results import EvalResult, ranking
 from relex_core.evaluate.search import Round, part, rounds
 from relex_core.evaluate.stage import Part, Stage, evaluation_key, open_stage
+from relex_core.evaluate.tasks import Split
 from relex_core.manifest import load_manifest
-from relex_core.recipes import recipes_of
+from relex_core.recipes import recipes_of, refuse_without_candidates
 from relex_core.spec import EvaluationSpec, RunSpec, load_spec_of
 from relex_core.storage import absolute_uri
+
+log = logging.getLogger("relex")
 
 __all__ = [
     "EvalResult",
@@ -33,6 +37,7 @@ __all__ = [
     "evaluate_first_round",
     "evaluation_key",
     "evaluation_of",
+    "is_evaluated",
     "measure_checkpoints",
 ]
 
@@ -56,10 +61,11 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
     """
     run = absolute_uri(run, Path.cwd())
     manifest = load_manifest(run)
-    spec = evaluation_of(load_spec_of(run), run)
-    written = written_candidates(run, manifest.digest)
+    whole = load_spec_of(run)
+    spec, written = evaluation_of(whole, run), written_candidates(run, manifest.digest)
     known = [*references(manifest), *written]
     chosen = choose(known, candidates) if candidates else []
+    refuse_without_candidates(whole, manifest)
     if not written and not chosen:
         raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
     with open_stage(run, spec, manifest) as stage:
@@ -67,6 +73,7 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
             return stage.measure(chosen, "select")
         base, last = known[:2]
         results = stage.measure([base, last], "select")
+        written = _taking_part(stage, written, {recipe.name for recipe in recipes_of(whole, manifest)})
         selection, best = _search(stage, written)
         final = [*choose(written, [best]), last, base]
         return [*results, *selection, *stage.measure(final, "confirm"), *stage.measure(final[:2], "guard")]
@@ -95,6 +102,35 @@ def evaluate_first_round(run: str, candidates: Sequence[str]) -> list[EvalResult
     with open_stage(run, spec, manifest) as stage:
         first = _rounds(stage, len(recipes_of(whole, manifest)))[0]
         return [*stage.measure(fixed, "select"), *stage.measure(rest, "select", _parts(stage, first))]
+
+
+def is_evaluated(run: str, finalist: str) -> bool:
+    """Whether all that a decision for this finalist rests on is measured as the spec and its questions are now.
+
+    Raises:
+        As `evaluate`.
+    """
+    run = absolute_uri(run, Path.cwd())
+    manifest = load_manifest(run)
+    base, last = references(manifest)
+    best = [candidate for candidate in written_candidates(run, manifest.digest) if candidate.name == finalist]
+    with open_stage(run, evaluation_of(load_spec_of(run), run), manifest) as stage:
+        both, guards = [base, last, *best], [last, *best]
+        wanted: list[tuple[Split, list[Candidate]]] = [("select", both), ("confirm", both), ("guard", guards)]
+        return bool(best) and all(stage.was_measured(one, split) for split, several in wanted for one in several)
+
+
+def _taking_part(stage: Stage, written: Sequence[Candidate], asked: Collection[str]) -> list[Candidate]:
+    """The candidates that can still be measured, or have been; who lost an earlier decision has no weights any more."""
+    able = [c for c in written if c.weights or stage.was_measured(c, "select")]
+    if lost := [c.name for c in written if c not in able]:
+        log.warning("left out, for their weights were deleted after a decision: %s", ", ".join(lost))
+    if extra := [c.name for c in able if c.name not in asked]:
+        log.warning(
+            "not in the spec, but among the candidates: %s; to leave one out, delete its folder in %s/%s",
+            *(", ".join(extra), stage.store.uri, layout.CANDIDATES),
+        )
+    return able
 
 
 def _search(stage: Stage, candidates: Sequence[Candidate]) -> tuple[list[EvalResult], str]:

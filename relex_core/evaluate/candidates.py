@@ -16,6 +16,8 @@ from relex_core.storage import join_uri, open_store, read_bytes
 
 BASE = "base"
 LAST_OBSERVED = "last_observed"
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+"""How the names of a candidate's weight files end."""
 
 
 class Provenance(BaseModel):
@@ -32,6 +34,8 @@ class Provenance(BaseModel):
     """What an adapter's rank and dtype lose of the displacement."""
     spatial_rank: int | str | None = None
     window_digest: str | None = None
+    files: dict[str, int] = {}
+    """Bytes of each, by name."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Candidate:
     spatial_rank: int | str | None = None
     files: tuple[FileRecord, ...] = ()
     """For observed checkpoints: the files as they were collected."""
+    weights: bool = True
+    """Whether they are there. After a decision only the winner's are; what was measured of the losers stays."""
 
     def refuse_if_changed(self) -> None:
         """Compare the files with those that were collected.
@@ -100,8 +106,9 @@ def written_candidates(run: str, window_digest: str) -> list[Candidate]:
         DataError: a relex.json is not what extrapolate writes.
     """
     store = open_store(run)
-    found = []
-    for info in store.list(layout.CANDIDATES):
+    listed, found = list(store.list(layout.CANDIDATES)), []
+    there = {info.name for info in listed}
+    for info in listed:
         folder, _, file = info.name.rpartition("/")
         name = folder.removeprefix(f"{layout.CANDIDATES}/")
         if file != layout.PROVENANCE or "/" in name:
@@ -119,7 +126,8 @@ def written_candidates(run: str, window_digest: str) -> list[Candidate]:
         uri = join_uri(run, folder)
         facts = provenance.target_step, provenance.method, provenance.scale
         lost = provenance.truncation_error, provenance.spatial_rank
-        found.append(Candidate(name, uri, digest, *facts, *lost))
+        weights = all(f"{folder}/{name}" in there for name in provenance.files if name.endswith(WEIGHTS))
+        found.append(Candidate(name, uri, digest, *facts, *lost, weights=weights))
     return sorted(found, key=lambda candidate: candidate.name)
 
 

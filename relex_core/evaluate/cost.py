@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
-from relex_core import layout
-from relex_core.errors import ObjectNotFound
 from relex_core.evaluate.decision import Cost
+from relex_core.events import read_events
 from relex_core.spec import CostSpec
-from relex_core.storage import Store, read_bytes
+from relex_core.storage import Store
 
 STAGES = {"fitted": "fit", "extrapolated": "extrapolate", "evaluated": "evaluate"}
 
 
 def pipeline_seconds(store: Store) -> dict[str, float]:
     """Seconds by stage, as the finished work recorded them. What a killed process had not finished is not in it."""
-    try:
-        lines = read_bytes(store, layout.EVENTS).decode().splitlines()
-    except ObjectNotFound:
-        lines = []
     seconds = dict.fromkeys(STAGES.values(), 0.0)
-    for event in map(json.loads, lines):
-        if event["event"] in STAGES:
-            seconds[STAGES[event["event"]]] += event.get("seconds", 0.0)
+    for event in read_events(store):
+        stage, spent = STAGES.get(str(event.get("event"))), event.get("seconds", 0.0)
+        if stage and isinstance(spent, float | int):
+            seconds[stage] += spent
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
 

@@ -123,6 +123,10 @@ class Decision(BaseModel):
     at its target step; that it is as good as that is the method's claim, not a measurement."""
     cost: Cost
     window_digest: str
+    rules_digest: str
+    """Of the spec's sections evaluation, decision and cost."""
+    candidates: dict[str, str]
+    """All that took part, by name: digest of their relex.json, and so of their weights."""
 
     def table(self) -> list[dict[str, str]]:
         """Rows for people: the finalist and the two references first, then the others by their selection mean.

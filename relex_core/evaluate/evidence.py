@@ -58,6 +58,8 @@ class Evidence:
     store: Store
     base: Candidate
     last_observed: Candidate
+    written: tuple[Candidate, ...]
+    """All that take part, by name."""
     finalist: Candidate
     select: tuple[EvalResult, ...]
     """For each task: base, last observed, candidates by name."""
@@ -76,12 +78,17 @@ class Evidence:
         """Read and check the evaluations.
 
         Raises:
-            WindowNotReady: one is missing, or the search is not finished.
+            WindowNotReady: one is missing, or the search is not finished. Of candidates without weights, which lost an
+                earlier decision, none is missing: they stay out if they were not measured like the base is now.
             DataError: one belongs to another checkpoint, spec, task file or to other conditions than the rest.
         """
         store, manifest = open_store(run), load_manifest(run)
         base, last = references(manifest)
-        written = written_candidates(run, manifest.digest)
+        written = [
+            candidate
+            for candidate in written_candidates(run, manifest.digest)
+            if candidate.weights or _measured_alike(store, candidate, base, spec)
+        ]
         if not written:
             raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
         select = _results(store, [base, last, *written], "select", spec)
@@ -94,7 +101,17 @@ class Evidence:
         harness = {c.name: {r.task: r for r in _harness(store, c, manifest.digest)} for c in (best, last, base)}
         _refuse_missing(store, harness, [best.name, last.name], [guard.task for guard in spec.harness_guards])
         return cls(
-            store, base, last, best, tuple(select), tuple(confirm), tuple(guards), harness, looks, manifest.digest
+            store=store,
+            base=base,
+            last_observed=last,
+            written=tuple(written),
+            finalist=best,
+            select=tuple(select),
+            confirm=tuple(confirm),
+            guards=tuple(guards),
+            harness=harness,
+            looks=looks,
+            window_digest=manifest.digest,
         )
 
     @property
@@ -195,9 +212,21 @@ def _of_task(
     return results
 
 
-def _check(
-    store: Store, candidate: Candidate, result: EvalResult, spec: SplitSpec, seconds: float, first: EvalResult
-) -> None:
+def _measured_alike(store: Store, candidate: Candidate, base: Candidate, spec: EvaluationSpec) -> bool:
+    """Whether a candidate was measured on select under the conditions that the base was."""
+    for split in spec.select_splits:
+        first, result = (read_result(store, one.name, split.task.name, "select") for one in (base, candidate))
+        if first is not None and (
+            result is None or _differences(candidate, result, split, spec.grading_seconds, first)
+        ):
+            return False
+    return True
+
+
+def _differences(
+    candidate: Candidate, result: EvalResult, spec: SplitSpec, seconds: float, first: EvalResult
+) -> list[str]:
+    """In what `result` does not belong to this candidate, to the spec, or to the conditions of the first result."""
     wanted: dict[str, Any] = {
         **first.key,
         "candidate": candidate.digest,
@@ -207,8 +236,13 @@ def _check(
     if "seconds" in first.key["grader"]:
         wanted["grader"]["seconds"] = seconds
     names = (wanted.keys() | result.key.keys()) - {"batches"}  # the search asks some candidates fewer questions
-    different = sorted(name for name in names if wanted.get(name) != result.key.get(name))
-    if different:
+    return sorted(name for name in names if wanted.get(name) != result.key.get(name))
+
+
+def _check(
+    store: Store, candidate: Candidate, result: EvalResult, spec: SplitSpec, seconds: float, first: EvalResult
+) -> None:
+    if different := _differences(candidate, result, spec, seconds, first):
         raise DataError(
             f"{candidate.name} was evaluated on {result.split} under another {', '.join(different)}",
             where=f"{store.uri}/{layout.evaluation(candidate.name, result.task, result.split)}",

@@ -59,7 +59,10 @@ def load_model(folder: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(
-            f"the model cannot be loaded: {error}", where=folder, expected="config.json and safetensors weights"
+            f"the model cannot be loaded: {error}",
+            where=folder,
+            expected="config.json and safetensors weights",
+            next_step="write this checkpoint again; a candidate: relex extrapolate RUN, or delete its folder",
         ) from error
     # transformers would fill these with random numbers and only warn.
     absent = sorted(str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]])

@@ -65,11 +65,9 @@ class BatchStore:
     """
 
     def __init__(self, store: Store, folder: str, key: str) -> None:
-        self._store, self._folder = store, f"{folder}/batches"
+        self._store, self._evaluation, self._folder = store, folder, f"{folder}/batches"
         self.key = key.rpartition(":")[2][:16]
-        rows = [row for row in _stored_rows(store, folder) if row.get("generation") == self.key]
-        fields = ("text", "tokens", "finish_reason")
-        self._sampled = {(row["id"], row["sample"]): Completion(*(row[field] for field in fields)) for row in rows}
+        self._sampled = self._stored()
 
     def missing(self, batches: Sequence[Batch]) -> list[Batch]:
         """Those that are still to be generated."""
@@ -83,13 +81,25 @@ class BatchStore:
     def read(self, batch: Batch) -> list[Completion]:
         if sampled := self._from_samples(batch):
             return sampled
-        lines = read_bytes(self._store, self._name(batch)).decode().split("\n")
+        try:
+            lines = read_bytes(self._store, self._name(batch)).decode().split("\n")
+        except ObjectNotFound:  # another process measured the same, was faster, and has merged the batches
+            self._sampled = self._stored()
+            if sampled := self._from_samples(batch):
+                return sampled
+            raise
         return [Completion(**json.loads(line)) for line in lines]
 
     def remove(self) -> None:
         """Delete all batches, those of other keys too."""
         for info in list(self._store.list(self._folder)):
             self._store.delete(info.name)
+
+    def _stored(self) -> dict[tuple[str, int], Completion]:
+        """The completions of samples.jsonl, by question and sample."""
+        rows = [row for row in _stored_rows(self._store, self._evaluation) if row.get("generation") == self.key]
+        fields = ("text", "tokens", "finish_reason")
+        return {(row["id"], row["sample"]): Completion(*(row[field] for field in fields)) for row in rows}
 
     def _from_samples(self, batch: Batch) -> list[Completion]:
         """The completions of a batch that samples.jsonl holds; none unless it holds all of them."""

@@ -79,6 +79,15 @@ class Stage:
         with progress(f"evaluate {split}", total) as advance:
             return [evaluation.result(advance) for evaluation in evaluations]
 
+    def was_measured(self, candidate: Candidate, split: Split) -> bool:
+        """Whether the candidate has results on every task of a split, on some of its questions or on all."""
+        for task, sampling in zip(self.tasks[split], splits_of(self.spec, split), strict=True):
+            wanted = Evaluation(self, candidate, split, task, sampling, ())._key(())
+            result = read_result(self.store, candidate.name, task.name, split)
+            if result is None or not covers(result.key, wanted):
+                return False
+        return True
+
     def grader(self, name: str) -> Grader:
         if name not in self._open:
             self._open[name] = self.graders.enter_context(open_grader(name, self.spec.grading_seconds))

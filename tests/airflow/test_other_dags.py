@@ -16,7 +16,7 @@ from test_sensor import T_CUT, folder, sensor, spec_of  # noqa: F401
 from relex_airflow.submission import build_submission_dag
 from relex_airflow.wakeups import AnyWindowTrigger, build_wakeup_dag, due
 from relex_core.collect import collect
-from relex_core.publish import spec_digest
+from relex_core.manifest import spec_digest
 
 
 def form(folder: Path) -> dict[str, Any]:  # noqa: F811

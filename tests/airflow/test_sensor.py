@@ -156,7 +156,7 @@ def test_a_trigger_that_is_cancelled_ends_its_process(folder: Path, monkeypatch:
 
 
 def test_a_published_run_is_done_without_its_checkpoints(folder: Path) -> None:
-    from relex_core.publish import spec_digest
+    from relex_core.manifest import spec_digest
 
     spec = spec_of(folder)
     collect(spec)

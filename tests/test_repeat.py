@@ -1,0 +1,157 @@
+"""A finished run, once more: nothing is done twice, and nothing that was decided otherwise is published or deleted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp_support import make_spec, scripted_run, spec_data
+
+from relex_core.collect import collect
+from relex_core.decide import decide
+from relex_core.errors import SpecError, WindowNotReady
+from relex_core.evaluate import evaluate
+from relex_core.extrapolate import extrapolate
+from relex_core.publish import publish, published
+from relex_core.run import run
+from relex_core.storage import open_store
+
+WON, LOST = "relex-step00020-scale1.00", "relex-step00040-scale1.00"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return scripted_run(tmp_path, candidates=0.9, last_observed=0.2)
+
+
+def weights(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("run/candidates/*/*.safetensors"))
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / "run/events.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_not_done_again(folder: Path) -> None:
+    first = run(make_spec(folder))
+    assert first.decision is not None and first.decision.candidate == WON
+    assert weights(folder) == [WON]
+    before = events(folder)
+    again = run(make_spec(folder))
+    assert again.decision == first.decision
+    assert [candidate.name for candidate in again.candidates] == [WON]
+    assert events(folder) == before
+
+
+def corrected_answers(folder: Path) -> None:
+    questions = folder / "select.jsonl"
+    questions.write_text(questions.read_text().replace('"answer": "0"', '"answer": "zero"'))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        corrected_answers,
+        lambda folder: (folder / "run/published.json").unlink(),
+        lambda folder: (folder / "run/decision.json").unlink(),
+        lambda folder: next((folder / "run/candidates" / WON).glob("*.safetensors")).unlink(),
+    ],
+)
+def test_a_run_of_which_something_changed_goes_through_all_stages(
+    folder: Path, change: Callable[[Path], object]
+) -> None:
+    run(make_spec(folder))
+    before = len(events(folder))
+    change(folder)
+    decision = run(make_spec(folder)).decision
+    assert decision is not None and decision.candidate == WON
+    assert {LOST, WON} == decision.candidates.keys()
+    assert len(events(folder)) > before
+    assert weights(folder) == [WON]
+
+
+def test_a_decision_by_other_rules_is_not_published(folder: Path) -> None:
+    run(make_spec(folder))
+    outcome = published(str(folder / "run"))
+    collect(make_spec(folder, decision={"beat_base": False, "min_gain": 0.95}))
+    with pytest.raises(WindowNotReady, match="out of date: the spec has other rules"):
+        publish(str(folder / "run"))
+    assert published(str(folder / "run")) == outcome
+    decide(str(folder / "run"))
+    assert publish(str(folder / "run")).decision == "keep_observed"
+    assert weights(folder) == []
+
+
+def test_candidates_that_took_no_part_are_neither_published_nor_deleted(folder: Path) -> None:
+    run(make_spec(folder))
+    extrapolate(str(folder / "run"), target_steps=[33])
+    with pytest.raises(WindowNotReady, match=r"relex-step00033-scale1\.00 took no part"):
+        publish(str(folder / "run"))
+    assert weights(folder) == [WON, "relex-step00033-scale1.00"]
+    evaluate(str(folder / "run"))
+    decide(str(folder / "run"))
+    publish(str(folder / "run"))
+    assert len(weights(folder)) == 1
+
+
+def test_candidates_of_another_dtype_are_other_candidates(folder: Path) -> None:
+    run(make_spec(folder))
+    collect(make_spec(folder, candidates={"target_steps": [20, 40], "dtype": "float16"}))
+    extrapolate(str(folder / "run"))
+    with pytest.raises(WindowNotReady, match=f"{WON}, {LOST} took no part"):
+        publish(str(folder / "run"))
+    assert weights(folder) == [WON, LOST]
+
+
+def test_losers_of_an_earlier_decision_stay_out_where_they_cannot_be_measured(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(make_spec(folder))
+    corrected_answers(folder)
+    decision = run(make_spec(folder, candidates={"target_steps": [30]})).decision
+    assert decision is not None
+    assert decision.candidates.keys() == {WON, "relex-step00030-scale1.00"}
+    assert f"left out, for their weights were deleted after a decision: {LOST}" in caplog.text
+    assert f"not in the spec, but among the candidates: {WON}" in caplog.text
+
+
+def test_losers_of_an_earlier_decision_stay_in_where_they_were_measured(folder: Path) -> None:
+    run(make_spec(folder))
+    decision = run(make_spec(folder, candidates={"target_steps": [30]})).decision
+    assert decision is not None
+    assert decision.candidates.keys() == {WON, LOST, "relex-step00030-scale1.00"}
+
+
+@pytest.mark.parametrize("line", ['{"time": "2026', "{}", "[]", "null", "\udcff"])
+def test_a_damaged_log_is_no_reason_to_stop(folder: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+    run(make_spec(folder))
+    log = folder / "run/events.jsonl"
+    log.write_bytes(log.read_bytes() + line.encode(errors="surrogateescape"))
+    extrapolate(str(folder / "run"), target_steps=[33])
+    assert json.loads(log.read_bytes().splitlines()[-1])["event"] == "extrapolated"
+    evaluate(str(folder / "run"))
+    assert decide(str(folder / "run")).cost.pipeline_seconds["evaluate"] > 0
+    assert ("is no event" in caplog.text) == (line != "{}")
+
+
+def test_a_decision_between_no_candidates_is_refused_before_the_fit(folder: Path) -> None:
+    spec = make_spec(folder, candidates={"scales": [], "baselines": ["last_observed"]})
+    with pytest.raises(SpecError, match="asks for no candidate"):
+        run(spec)
+    assert not (folder / "run/fit").exists()
+    with pytest.raises(SpecError, match="asks for no candidate"):
+        evaluate(str(folder / "run"))
+
+
+def test_two_runs_of_one_directory_end_well(folder: Path) -> None:
+    (folder / "relex.yaml").write_text(yaml.safe_dump({**spec_data(), "run_root": "run"}))
+    command = [sys.executable, "-m", "relex_core", "run", str(folder / "relex.yaml")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert open_store(str(folder / "run")).stat("published.json").size
