@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from relex_core import mixes
 from relex_core.errors import SpecError
 from relex_core.fit.artifact import FitArtifact
+from relex_core.forecast.names import number_text
 from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
@@ -44,11 +45,11 @@ class Recipe:
         if self.count is not None:
             parts.append(str(self.count))
         if self.alpha is not None:
-            parts.append(f"alpha{_number(self.alpha)}")
+            parts.append(f"alpha{number_text(self.alpha)}")
         elif self.target_step is not None:
             parts.append(f"step{self.target_step:05d}")
         if self.scale is not None:
-            parts.append(f"scale{_number(self.scale, 2)}")
+            parts.append(f"scale{number_text(self.scale, 2)}")
         if self.spatial_rank is not None:
             parts.append(f"srank{self.spatial_rank}")
         return "-".join(parts)
@@ -73,12 +74,6 @@ class Recipe:
         value = self.alpha if self.scale is None else self.scale
         assert value is not None
         return value
-
-
-def _number(value: float, digits: int = 0) -> str:
-    """The shortest text that reads back as `value`, with at least `digits` decimals."""
-    fixed = f"{value:.{digits}f}"
-    return fixed if float(fixed) == value else repr(value)
 
 
 METHODS: dict[str, Callable[[Recipe, FitArtifact, str, Guidance], Mix]] = {

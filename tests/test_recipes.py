@@ -190,6 +190,15 @@ def test_auto_knows_every_predictor_of_the_forecast() -> None:
         assert Recipe("auto", target_step=20).mix(artifact, "w", replace(GUIDANCE, predictors={"mlp": name})) != Mix()
 
 
+def test_auto_takes_the_very_scale_that_the_forecast_measured() -> None:
+    scales = (1.0, 0.125, 1.004, 0.1 + 0.2, -0.5)
+    names = [name for name in predictors(scales=scales, averages=()) if name.startswith("relex-scale")]
+    assert names == [f"relex-scale{s}" for s in ("1.00", "0.125", "1.004", "0.30000000000000004", "-0.50")]
+    for name, scale in zip(names, scales, strict=True):
+        got = Recipe("auto", target_step=20).mix(RANK_1[0], "w", replace(GUIDANCE, predictors={"mlp": name}))
+        assert got == Recipe("relex", target_step=20, scale=scale).mix(RANK_1[0], "w")
+
+
 def test_an_average_that_is_not_stored_is_mixed_from_the_checkpoints() -> None:
     guidance = replace(GUIDANCE, predictors={"mlp": "trailing_average_3"})
     got = applied(Recipe("auto", target_step=20).mix(RANK_1[0], "w", guidance))
