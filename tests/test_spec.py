@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relex_core.errors import SpecError
-from relex_core.spec import RunSpec, load_spec, resolve_spec
+from relex_core.spec import RunSpec, load_spec, resolve_spec, spec_from_json
 
 # design.md, section 3, as it stands.
 EXAMPLE = """
@@ -259,6 +259,13 @@ def test_a_field_that_stands_twice_in_json_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "s.json", '{"base": "b", "window": {"t_cut": 1, "t_cut": 2}}')
     with pytest.raises(SpecError, match="gives a field twice: 't_cut' stands twice in one object"):
         load_spec(path)
+
+
+def test_a_field_that_stands_twice_is_refused_where_an_orchestrator_passes_the_spec() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_json('{"base": "b", "trajectory": "t", "window": {"t_cut": 1, "t_cut": 2}}', where="the parameter")
+    assert caught.value.what == "the spec gives a field twice: 't_cut' stands twice in one object"
+    assert (caught.value.where, caught.value.next_step) == ("the parameter", "keep one of the two")
 
 
 def test_a_key_that_a_merge_overrules_does_not_stand_twice(tmp_path: Path) -> None:
