@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relex_core.errors import SpecError
 from relex_core.spec import RunSpec, load_spec, resolve_spec, spec_from_json
+from relex_core.yaml_text import parse_yaml
 
 # design.md, section 3, as it stands.
 EXAMPLE = """
@@ -126,6 +129,29 @@ def test_locations_become_absolute(given: str, meant: str) -> None:
 def test_yaml_s_spelling_of_small_numbers_is_understood(tmp_path: Path) -> None:
     text = "base: b\ntrajectory: t\nwindow: {t_cut: 8}\ndecision: {min_gain: 1e-2}"  # YAML 1.1 reads 1e-2 as text
     assert load_spec(write(tmp_path / "s.yaml", text)).decision.min_gain == 0.01
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("010", 10), ("08", 8), ("10", 10), ("+10", 10), ("1_000", 1000), ("0001", 1), ("'12'", 12), ("12.0", 12)],
+)
+def test_yaml_s_integers_are_decimal(tmp_path: Path, written: str, meant: int) -> None:
+    path = write(tmp_path / "s.yaml", f"base: b\ntrajectory: t\nwindow: {{t_cut: {written}}}")
+    assert load_spec(path).window.t_cut == meant
+
+
+@pytest.mark.parametrize("written", ["1:10", "0x10", "0b11", "0o17", "190:20:30", "1:10.5"])
+def test_other_notations_of_yaml_1_1_are_no_numbers(tmp_path: Path, written: str) -> None:
+    text = f"base: b\ntrajectory: t\nwindow: {{t_cut: {written}}}\ndecision: {{min_gain: {written}}}"
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path / "s.yaml", text))
+    assert all(field in caught.value.what for field in ("window.t_cut", "decision.min_gain", f"(got '{written}')"))
+
+
+@given(st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=False)))
+def test_yaml_reads_numbers_as_json_does_or_leaves_them_text(number: float) -> None:
+    read = parse_yaml(json.dumps({"x": number}))["x"]
+    assert read == number or (isinstance(read, str) and float(read) == number)
 
 
 @pytest.mark.parametrize(
