@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
 from relex_core.spec import CandidatesSpec, RunSpec, SpatialRank
+from relex_core.spec.sections import MAX_FACTOR
 
 GUIDED = ("calibrated", "drift", "auto")
 """Methods that take something from the forecast."""
@@ -136,10 +136,15 @@ def relex_recipes(
     """RELEX candidates for every target step, scale and spatial rank, each once.
 
     Raises:
-        SpecError: a scale is not a finite number.
+        SpecError: a scale is out of bounds, or no number.
     """
-    if not all(map(math.isfinite, scales)):
-        raise SpecError(f"scales must be finite numbers, got {', '.join(map(str, scales))}")
+    for scale in scales:
+        if not -MAX_FACTOR <= scale <= MAX_FACTOR:  # nor nan
+            raise SpecError(
+                f"a scale of {scale:g}",
+                expected=f"a number from {-MAX_FACTOR} to {MAX_FACTOR}; 1 is the paper",
+                next_step="change --scale, or candidates.scales in the spec",
+            )
     ranks = list(map(_kept, spatial_ranks))
     recipes = [Recipe("relex", t, s, spatial_rank=rank) for t in targets for s in scales for rank in ranks]
     return list(dict.fromkeys(recipes))

@@ -273,6 +273,19 @@ def test_names_are_those_of_the_contract(recipe: Recipe, name: str) -> None:
     assert recipe.name == name
 
 
+@pytest.mark.parametrize("scale", [1e308, -1000.5, float("inf"), float("nan")])
+def test_a_scale_out_of_bounds_is_refused(scale: float) -> None:
+    with pytest.raises(SpecError, match=f"a scale of {scale:g}".replace("+", r"\+")) as caught:
+        relex_recipes([20], [1.0, scale])
+    assert "from -1000 to 1000" in caught.value.expected and "--scale" in caught.value.next_step
+
+
+def test_every_name_fits_into_a_folder() -> None:
+    alphas = (-0.1 - 0.2, 1e-300 / 3)
+    spec = CandidatesSpec(target_steps=(2**53 - 1,), scales=alphas, expo_alphas=alphas, baselines=("expo", "pinned"))
+    assert max(len(r.name) for r in candidate_recipes(spec, STEPS, 8, (), "rank")) < 100
+
+
 def test_different_candidates_have_different_names() -> None:
     scales = [1.0, 0.1, 0.1 + 1e-9, 0.3, 0.1 + 0.2, 1e-7, 2e-7, 100.0]
     names = {recipe.name for recipe in relex_recipes([1, 2, 10**6], scales)}

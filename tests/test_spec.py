@@ -224,6 +224,8 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"fit": {"memory_budget": -1}}, "fit.memory_budget"),
         ({"candidates": {"baselines": ["trailing_average"]}}, "set fit.trailing_averages, for example [20]"),
         ({"candidates": {"baselines": ["best_of_all"]}}, "candidates.baselines.0"),
+        ({"candidates": {"scales": [1e308]}}, "candidates.scales.0: Input should be less than or equal to 1000"),
+        ({"candidates": {"expo_alphas": [0.5, -1001]}}, "candidates.expo_alphas.1: Input should be greater than or"),
         ({"candidates": {"dtype": "int8"}}, "candidates.dtype"),
         (
             {"evaluation": {**EVALUATION, "select": {**SPLIT, "samples": 8}}},

@@ -32,6 +32,9 @@ Baseline = Literal[
 SpatialRank = Annotated[int, Field(ge=1)] | Literal["full", "auto"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
 Step = Annotated[int, Field(ge=0, lt=2**53)]
+MAX_FACTOR = 1000
+"""Farther out there is no checkpoint worth writing, and numbers stand in the names of folders."""
+Factor = Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)]
 
 
 def _located(uri: str, info: ValidationInfo) -> str:
@@ -174,8 +177,8 @@ class CandidatesSpec(Section):
 
     target_steps: tuple[Step, ...] = ()
     """Optimizer steps to extrapolate to. Empty: 2, 4 and 6 windows (2, 4, 6 x t_cut)."""
-    scales: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (1.0,)
-    """Factors on the whole displacement; 1.0 is the paper."""
+    scales: tuple[Factor, ...] = (1.0,)
+    """Factors on the whole displacement, from -1000 to 1000; 1.0 is the paper."""
     baselines: tuple[Baseline, ...] = ("last_observed",)
     """What RELEX is compared with."""
     spatial_ranks: Annotated[tuple[SpatialRank, ...], Field(min_length=1)] = ("full",)
@@ -183,8 +186,8 @@ class CandidatesSpec(Section):
     `auto` as many as stand out of the noise."""
     reconstruction_steps: tuple[Step, ...] = ()
     """Observed steps to rebuild from the direction alone (rank-1 denoising, no horizon)."""
-    expo_alphas: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (0.5,)
-    """Factors of ExPO: W_T + alpha (W_T - W_0)."""
+    expo_alphas: tuple[Factor, ...] = (0.5,)
+    """Factors of ExPO, from -1000 to 1000: W_T + alpha (W_T - W_0)."""
     dtype: Literal["checkpoint", "base"] | FloatDType = "checkpoint"
     """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
     write: Literal["observed", "merged"] = "observed"
