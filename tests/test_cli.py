@@ -211,6 +211,8 @@ def test_run_goes_from_checkpoints_to_candidates(root: Path) -> None:
         (["fit", "s3://bucket/run"], "unknown scheme s3://"),
         (["extrapolate", ""], "an empty location"),
         (["extrapolate", "run", "--target-step", "-5"], "-5 is not in the range"),
+        (["extrapolate", "run", "--target-step", "9" * 20], "is not in the range 0<=x<9007199254740992"),
+        (["extrapolate", "run", "--target-step", str(2**53)], "is not in the range 0<=x<9007199254740992"),
     ],
 )
 def test_bad_usage_is_status_2(root: Path, arguments: list[str], message: str) -> None:

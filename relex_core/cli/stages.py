@@ -11,6 +11,8 @@ import click
 from relex_core.cli.group import main, show, stage
 from relex_core.cli.options import json_option, location, out_option, run_argument, shard_of, size_of, spec_argument
 
+STEP = click.IntRange(min=0, max=2**53, max_open=True)  # as in the spec
+
 
 @main.command()
 @spec_argument
@@ -94,7 +96,7 @@ def forecast(run: str, as_json: bool) -> None:
 @main.command()
 @run_argument
 @click.option("--candidate", "names", multiple=True, help="Only these.")
-@click.option("--target-step", "target_steps", type=click.IntRange(min=0), multiple=True, help="Optimizer step.")
+@click.option("--target-step", "target_steps", type=STEP, multiple=True, help="Optimizer step.")
 @click.option("--scale", "scales", type=float, multiple=True, help="Factor on the displacement; 1 is the paper.")
 @json_option
 @stage
