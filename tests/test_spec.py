@@ -200,6 +200,35 @@ def test_all_faults_are_listed_at_once() -> None:
     assert "test" in message  # where
 
 
+@pytest.mark.parametrize(
+    ("candidates", "fault"),
+    [
+        (
+            {"spatial_ranks": [0]},
+            "spatial_ranks.0: expected a number from 1 to 2147483647, 'full' or 'auto' (got 0)",
+        ),
+        (
+            {"spatial_ranks": ["most"]},
+            "spatial_ranks.0: expected a number from 1 to 2147483647, 'full' or 'auto'",
+        ),
+        ({"spatial_ranks": [10**300]}, "spatial_ranks.0: expected a number from 1 to 2147483647"),
+        ({"spatial_ranks": []}, "spatial_ranks: an empty list; give at least 1"),
+        ({"dtype": "float8"}, "dtype: Input should be 'checkpoint', 'base', 'float32', 'bfloat16' or 'float16' (got"),
+    ],
+)
+def test_a_field_of_several_kinds_has_one_fault(candidates: dict[str, Any], fault: str) -> None:
+    lines = [line for line in refusal(candidates=candidates).splitlines() if line.startswith("  - ")]
+    assert len(lines) == 1 and lines[0].startswith(f"  - candidates.{fault}")
+    for inner in ("constrained", "literal[", "Tuple", "validation"):
+        assert inner not in lines[0]
+
+
+def test_spatial_ranks_are_numbers_or_words() -> None:
+    spec = resolve(candidates={"spatial_ranks": [4, "8", "full", "auto"]})
+    assert spec.candidates.spatial_ranks == (4, 8, "full", "auto")
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
 def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({}, where="test", folder=Path("/"))

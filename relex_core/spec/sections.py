@@ -11,7 +11,10 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -29,12 +32,22 @@ Baseline = Literal[
     "drift",
     "auto",
 ]
-SpatialRank = Annotated[int, Field(ge=1)] | Literal["full", "auto"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
 Step = Annotated[int, Field(ge=0, lt=2**53)]
 MAX_FACTOR = 1000
 """Farther out there is no checkpoint worth writing, and numbers stand in the names of folders."""
 Factor = Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)]
+
+
+def _rank_or_word(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """One fault for a value that is neither, instead of one for each of the two."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("expected a number from 1 to 2147483647, 'full' or 'auto'") from None
+
+
+SpatialRank = Annotated[Annotated[int, Field(ge=1, lt=2**31)] | Literal["full", "auto"], WrapValidator(_rank_or_word)]
 
 
 def _located(uri: str, info: ValidationInfo) -> str:
@@ -188,7 +201,7 @@ class CandidatesSpec(Section):
     """Observed steps to rebuild from the direction alone (rank-1 denoising, no horizon)."""
     expo_alphas: tuple[Factor, ...] = (0.5,)
     """Factors of ExPO, from -1000 to 1000: W_T + alpha (W_T - W_0)."""
-    dtype: Literal["checkpoint", "base"] | FloatDType = "checkpoint"
+    dtype: Literal["checkpoint", "base", FloatDType] = "checkpoint"
     """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
     write: Literal["observed", "merged"] = "observed"
     """Of a LoRA run: adapters, as its own checkpoints are, or complete checkpoints with the adapter merged into the
