@@ -116,6 +116,7 @@ def candidate_recipes(
             raise SpecError(
                 f"candidates.reconstruction_steps: step {step} was not observed",
                 expected=f"some of {', '.join(map(str, steps))}",
+                next_step="name steps of the window, or use candidates.target_steps, which may be any",
             )
     for baseline in spec.baselines:
         if baseline in NEED_A_LINE and basis != "rank":

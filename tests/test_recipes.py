@@ -365,7 +365,7 @@ def test_repeated_targets_and_scales_are_one_candidate() -> None:
 def test_a_reconstruction_needs_an_observed_step() -> None:
     with pytest.raises(SpecError, match="step 5 was not observed") as caught:
         recipes(reconstruction_steps=(4, 5))
-    assert "2, 4, 8" in caught.value.expected
+    assert "2, 4, 8" in caught.value.expected and "candidates.target_steps" in caught.value.next_step
 
 
 @pytest.mark.parametrize("baseline", ["pinned", "calibrated", "auto"])

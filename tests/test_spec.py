@@ -250,6 +250,8 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"fit": {"trailing_averages": [5, 5]}}, "names the same length twice"),
         ({"fit": {"trailing_averages": [1]}}, "fit.trailing_averages.0"),
         ({"fit": {"group_size": 0}}, "fit.group_size"),
+        ({"fit": {"device": "gpu"}}, "fit.device: expected auto, cpu, cuda or cuda:N (got 'gpu')"),
+        ({"fit": {"device": "cuda:"}}, "fit.device: expected auto"),
         ({"fit": {"memory_budget": -1}}, "fit.memory_budget"),
         ({"candidates": {"baselines": ["trailing_average"]}}, "set fit.trailing_averages, for example [20]"),
         ({"candidates": {"baselines": ["best_of_all"]}}, "candidates.baselines.0"),
@@ -351,6 +353,11 @@ def test_a_resolved_spec_reads_back_as_itself(tmp_path: Path) -> None:
     # Written to a file of another folder it still means the same: every location is absolute.
     (tmp_path / "other").mkdir()
     assert load_spec(write(tmp_path / "other" / "spec.json", spec.model_dump_json())) == spec
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices_are_those_that_the_fit_knows(device: str) -> None:
+    assert resolve(fit={"device": device}).fit.device == device
 
 
 def test_a_spec_is_immutable() -> None:

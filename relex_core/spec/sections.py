@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import Formatter
 from typing import Annotated, Literal
 
@@ -169,6 +170,13 @@ class FitSpec(Section):
     """How the directions are stored."""
     group_size: Annotated[ByteSize, Field(ge=1)] = ByteSize(64 * 2**20)
     """Bytes of stored direction per file of fit/; a killed fit loses at most one such group."""
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", device):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return device
 
     @model_validator(mode="after")
     def _consistent(self) -> FitSpec:
