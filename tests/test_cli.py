@@ -211,6 +211,13 @@ def test_run_goes_from_checkpoints_to_candidates(root: Path) -> None:
         (["fit", "s3://bucket/run"], "unknown scheme s3://"),
         (["extrapolate", ""], "an empty location"),
         (["extrapolate", "run", "--target-step", "-5"], "-5 is not in the range"),
+        (["run", "relex.yaml", "--shards", "2"], "--shards needs --engine kfp-local"),
+        (["run", "relex.yaml", "--dry-run", "--shards", "1"], "--shards needs --engine kfp-local"),
+        (["inspect", ".", "--base", "base"], "--base needs --probe"),
+        (["inspect", ".", "--fraction", "0.01"], "--fraction needs --probe"),  # the default, but typed
+        (["inspect", ".", "--seed", "1"], "--seed needs --probe"),
+        (["evaluate", "run", "--lm-eval-path", "."], "--lm-eval-path needs --lm-eval"),
+        (["evaluate", "run", "--lm-eval", "x", "--first-round", "--candidate", "c"], "does not go with --lm-eval"),
         (["extrapolate", "run", "--target-step", "9" * 20], "is not in the range 0<=x<9007199254740992"),
         (["extrapolate", "run", "--target-step", str(2**53)], "is not in the range 0<=x<9007199254740992"),
     ],
