@@ -210,6 +210,8 @@ def test_run_goes_from_checkpoints_to_candidates(root: Path) -> None:
         (["inspect", "s3://bucket/run"], "unknown scheme s3://"),
         (["fit", "s3://bucket/run"], "unknown scheme s3://"),
         (["extrapolate", ""], "an empty location"),
+        (["inspect", "gs:/bucket/run"], "a URI without its two slashes"),
+        (["collect", "relex.yaml", "--out", "gs:/bucket/run"], "gs://BUCKET/FOLDER"),
         (["extrapolate", "run", "--target-step", "-5"], "-5 is not in the range"),
         (["run", "relex.yaml", "--shards", "2"], "--shards needs --engine kfp-local"),
         (["run", "relex.yaml", "--dry-run", "--shards", "1"], "--shards needs --engine kfp-local"),

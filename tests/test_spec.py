@@ -120,6 +120,8 @@ def test_out_overrides_run_root_and_is_relative_to_the_working_directory(
         ("runs", "/specs/runs"),
         ("../runs/./a/../b", "/runs/b"),
         ("gs://bucket/a/../b", "gs://bucket/b"),
+        ("./gs:/bucket", "/specs/gs:/bucket"),
+        ("gs", "/specs/gs"),
     ],
 )
 def test_locations_become_absolute(given: str, meant: str) -> None:
@@ -270,6 +272,9 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"base": "gs://"}, "a gs:// URI without a bucket"),
         ({"base": ""}, "an empty location"),
         ({"base": "file://host/data"}, "another host"),
+        ({"base": "gs:/bucket/x"}, "a URI without its two slashes where: gs:/bucket/x expected: gs://BUCKET/FOLDER"),
+        ({"trajectory": "gs:bucket/x"}, "a URI without its two slashes"),
+        ({"run_root": "file:/data"}, "a URI without its two slashes"),
         ({"window": {"t_cut": True}}, "window.t_cut: true and false stand for no number and for no text (got True)"),
         ({"candidates": {"target_steps": [100, True]}}, "candidates.target_steps: true and false stand for no number"),
         ({"evaluation": {**EVALUATION, "select": {**SPLIT, "samples": True}}}, "select.samples: true and false"),
