@@ -240,6 +240,13 @@ def test_a_bad_spec_is_status_2_with_all_faults(root: Path) -> None:
     assert not (root / "run").exists()
 
 
+def test_out_may_not_be_the_base_or_the_trajectory(root: Path) -> None:
+    before = contents(root)
+    for out in ("base", "base/run", "."):
+        assert "run_root: this" in refused(relex("collect", "relex.yaml", "--out", out, cwd=root), 2)
+    assert contents(root) == before
+
+
 def test_a_run_directory_of_another_spec_is_status_2(root: Path) -> None:
     printed(relex("collect", "relex.yaml", cwd=root))
     write_spec(root, t_cut=3)

@@ -286,6 +286,37 @@ def test_wrong_values_are_refused_by_name(sections: dict[str, Any], fault: str) 
 
 
 @pytest.mark.parametrize(
+    ("base", "trajectory", "run_root", "fault"),
+    [
+        ("base", "trajectory", "base", "run_root: this lies in the folder of the base"),
+        ("base", "trajectory", "trajectory/../base/relex", "run_root: this lies in the folder of the base"),
+        ("gs://b/base", "gs://b/t", "gs://b/base/relex/", "run_root: this lies in the folder of the base"),
+        ("trajectory/base", "trajectory", "trajectory/base/relex", "run_root: this lies in the folder of the base"),
+        ("base", "trajectory", "./trajectory/", "run_root: this is the trajectory"),
+        ("/", "/t", "/r", "run_root: this lies in the folder of the base"),
+    ],
+)
+def test_a_run_directory_is_a_folder_of_its_own(base: str, trajectory: str, run_root: str, fault: str) -> None:
+    assert fault in refusal(base=base, trajectory=trajectory, run_root=run_root)
+
+
+@pytest.mark.parametrize(
+    ("base", "trajectory", "run_root"),
+    [
+        ("base", "trajectory", "trajectory/relex"),
+        ("base", "trajectory", "trajectory-2"),
+        ("base", "trajectory", "base-relex"),
+        ("gs://b/base", "gs://b/t", "gs://b/based"),
+        ("model", "model/steps", "model/steps/relex"),  # the default, where the base's folder holds the whole run
+        ("model", "model", "model/relex"),
+        ("runs/base", "runs/steps", "runs"),
+    ],
+)
+def test_other_run_directories_are_taken(base: str, trajectory: str, run_root: str) -> None:
+    assert resolve(base=base, trajectory=trajectory, run_root=run_root).run_root.endswith(run_root)
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("[1, 2]", "not a mapping"),
