@@ -128,7 +128,15 @@ def find_window(spec: RunSpec) -> WindowManifest:
 
 def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     store = open_store(uri)
-    files = [info for info in store.list() if "/" not in info.name]
+    below = list(store.list())
+    if not below:
+        raise WindowError(
+            "the base does not exist: there is no such folder, or no file in it",
+            where=uri,
+            expected="a folder with config.json and safetensors weights, not a model's name",
+            next_step="a model of the hub has to be downloaded first: hf download ORG/NAME --local-dir FOLDER",
+        )
+    files = [info for info in below if "/" not in info.name]
     base = open_checkpoint(store, files)
     problems = base.problems
     if CONFIG not in {info.name for info in files}:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from relex_core.fit.artifact import FitArtifact, TensorFit
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
+from relex_core.forecast.names import relex_scale
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def average(fit: FitArtifact, count: int) -> Mix:
 def predicted(name: str, fit: FitArtifact, tensor: TensorFit, target: int, drift_share: float) -> Mix:
     """The mix of a predictor of the forecast (forecast/predictors.py), by its name there."""
     last = fit.steps[-1]
-    if name.startswith("relex-scale"):
-        return line(fit, tensor, target, float(name.removeprefix("relex-scale")))
+    scale = relex_scale(name)
+    if scale is not None:
+        return line(fit, tensor, target, scale)
     if name.startswith("trailing_average_"):
         return average(fit, int(name.removeprefix("trailing_average_")))
     simple = {

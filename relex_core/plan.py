@@ -235,7 +235,11 @@ def refuse_impossible(spec: FitSpec, steps: int) -> None:
         SpecError: it does.
     """
     if spec.degree >= steps:
-        raise SpecError(f"fit.degree={spec.degree} needs {spec.degree + 1} checkpoints, the window holds {steps}")
+        raise SpecError(
+            f"fit.degree={spec.degree} needs {spec.degree + 1} checkpoints, the window holds {steps}",
+            expected=f"at most fit.degree: {steps - 1}",
+            next_step="lower fit.degree, or widen the window (window.first, window.t_cut)",
+        )
     for count in spec.trailing_averages:
         if count > steps:
             raise SpecError(

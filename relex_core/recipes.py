@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from relex_core import mixes
 from relex_core.errors import SpecError
 from relex_core.fit.artifact import FitArtifact
+from relex_core.forecast.names import number_text
 from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
 from relex_core.spec import CandidatesSpec, RunSpec, SpatialRank
+from relex_core.spec.sections import MAX_FACTOR
 
 GUIDED = ("calibrated", "drift", "auto")
 """Methods that take something from the forecast."""
@@ -44,11 +45,11 @@ class Recipe:
         if self.count is not None:
             parts.append(str(self.count))
         if self.alpha is not None:
-            parts.append(f"alpha{_number(self.alpha)}")
+            parts.append(f"alpha{number_text(self.alpha)}")
         elif self.target_step is not None:
             parts.append(f"step{self.target_step:05d}")
         if self.scale is not None:
-            parts.append(f"scale{_number(self.scale, 2)}")
+            parts.append(f"scale{number_text(self.scale, 2)}")
         if self.spatial_rank is not None:
             parts.append(f"srank{self.spatial_rank}")
         return "-".join(parts)
@@ -73,12 +74,6 @@ class Recipe:
         value = self.alpha if self.scale is None else self.scale
         assert value is not None
         return value
-
-
-def _number(value: float, digits: int = 0) -> str:
-    """The shortest text that reads back as `value`, with at least `digits` decimals."""
-    fixed = f"{value:.{digits}f}"
-    return fixed if float(fixed) == value else repr(value)
 
 
 METHODS: dict[str, Callable[[Recipe, FitArtifact, str, Guidance], Mix]] = {
@@ -136,6 +131,7 @@ def candidate_recipes(
             raise SpecError(
                 f"candidates.reconstruction_steps: step {step} was not observed",
                 expected=f"some of {', '.join(map(str, steps))}",
+                next_step="name steps of the window, or use candidates.target_steps, which may be any",
             )
     for baseline in spec.baselines:
         if baseline in NEED_A_LINE and basis != "rank":
@@ -156,10 +152,15 @@ def relex_recipes(
     """RELEX candidates for every target step, scale and spatial rank, each once.
 
     Raises:
-        SpecError: a scale is not a finite number.
+        SpecError: a scale is out of bounds, or no number.
     """
-    if not all(map(math.isfinite, scales)):
-        raise SpecError(f"scales must be finite numbers, got {', '.join(map(str, scales))}")
+    for scale in scales:
+        if not -MAX_FACTOR <= scale <= MAX_FACTOR:  # nor nan
+            raise SpecError(
+                f"a scale of {scale:g}",
+                expected=f"a number from {-MAX_FACTOR} to {MAX_FACTOR}; 1 is the paper",
+                next_step="change --scale, or candidates.scales in the spec",
+            )
     ranks = list(map(_kept, spatial_ranks))
     recipes = [Recipe("relex", t, s, spatial_rank=rank) for t in targets for s in scales for rank in ranks]
     return list(dict.fromkeys(recipes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -26,6 +27,23 @@ class _Loader(yaml.SafeLoader):
                 raise DuplicateKey(f"line {line}: {key!r:.80} stands twice, first in line {lines[key]}")
             lines[key] = line
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which SafeLoader speaks, reads 010 as 8 (octal) and 1:10 as 70 (sixtieths). Here numbers are decimal, as in
+# YAML 1.2 but for what that would newly take for a number: 010, 1:10, 0x10 and 1e-2 are text. The spec reads 010 and
+# 1e-2 where a number is due, and refuses the others by the field's name.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_DECIMAL_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
+_DECIMAL_FLOAT = re.compile(
+    r"([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, _DECIMAL_INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, _DECIMAL_FLOAT, list("-+0123456789."))
 
 
 def parse_yaml(text: str) -> Any:

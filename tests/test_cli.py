@@ -210,7 +210,18 @@ def test_run_goes_from_checkpoints_to_candidates(root: Path) -> None:
         (["inspect", "s3://bucket/run"], "unknown scheme s3://"),
         (["fit", "s3://bucket/run"], "unknown scheme s3://"),
         (["extrapolate", ""], "an empty location"),
+        (["inspect", "gs:/bucket/run"], "a URI without its two slashes"),
+        (["collect", "relex.yaml", "--out", "gs:/bucket/run"], "gs://BUCKET/FOLDER"),
         (["extrapolate", "run", "--target-step", "-5"], "-5 is not in the range"),
+        (["run", "relex.yaml", "--shards", "2"], "--shards needs --engine kfp-local"),
+        (["run", "relex.yaml", "--dry-run", "--shards", "1"], "--shards needs --engine kfp-local"),
+        (["inspect", ".", "--base", "base"], "--base needs --probe"),
+        (["inspect", ".", "--fraction", "0.01"], "--fraction needs --probe"),  # the default, but typed
+        (["inspect", ".", "--seed", "1"], "--seed needs --probe"),
+        (["evaluate", "run", "--lm-eval-path", "."], "--lm-eval-path needs --lm-eval"),
+        (["evaluate", "run", "--lm-eval", "x", "--first-round", "--candidate", "c"], "does not go with --lm-eval"),
+        (["extrapolate", "run", "--target-step", "9" * 20], "is not in the range 0<=x<9007199254740992"),
+        (["extrapolate", "run", "--target-step", str(2**53)], "is not in the range 0<=x<9007199254740992"),
     ],
 )
 def test_bad_usage_is_status_2(root: Path, arguments: list[str], message: str) -> None:
@@ -227,6 +238,13 @@ def test_a_bad_spec_is_status_2_with_all_faults(root: Path) -> None:
         assert "window.t_cut" in message
         assert "where:    relex.yaml" in message
     assert not (root / "run").exists()
+
+
+def test_out_may_not_be_the_base_or_the_trajectory(root: Path) -> None:
+    before = contents(root)
+    for out in ("base", "base/run", "."):
+        assert "run_root: this" in refused(relex("collect", "relex.yaml", "--out", out, cwd=root), 2)
+    assert contents(root) == before
 
 
 def test_a_run_directory_of_another_spec_is_status_2(root: Path) -> None:

@@ -213,13 +213,19 @@ def test_two_folders_of_one_step(tmp_path: Path, folders: tuple[str, str]) -> No
     assert all(folder in message for folder in folders)
 
 
+def only_a_readme(base: Path) -> None:
+    shutil.rmtree(base)
+    base.mkdir()
+    (base / "README.md").write_text("a model")
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (lambda base: (base / "model.safetensors").unlink(), "weights are missing: config.json is there"),
         (lambda base: truncate(base / "model.safetensors"), "model.safetensors is cut off"),
         (lambda base: (base / "config.json").unlink(), "config.json is missing"),  # no candidate could be loaded
-        (shutil.rmtree, "no weights"),
+        (only_a_readme, "no weights"),
     ],
 )
 def test_an_incomplete_base(tmp_path: Path, spoil: Callable[[Path], None], problem: str) -> None:
@@ -228,6 +234,16 @@ def test_an_incomplete_base(tmp_path: Path, spoil: Callable[[Path], None], probl
     message = window_error(make_spec(tmp_path, t_cut=4))
     assert "the base is not a complete checkpoint" in message
     assert problem in message
+
+
+@pytest.mark.parametrize("base", ["Qwen/Qwen2.5-0.5B", "empty"])
+def test_a_base_that_is_not_there_says_so(tmp_path: Path, base: str) -> None:
+    trajectory(tmp_path)
+    (tmp_path / "empty").mkdir()
+    spec = make_spec(tmp_path, t_cut=4).model_copy(update={"base": str(tmp_path / base)})
+    message = window_error(spec)
+    assert "the base does not exist" in message and str(tmp_path / base) in message
+    assert "has to be downloaded first: hf download" in message
 
 
 def test_equal_checksums_betray_equal_steps(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError
 from relex_core.fit import fit, fit_shard, load_fit
+from relex_core.fit.device import choose_memory
 
 STEPS = [3, 4, 8, 20, 31]
 
@@ -124,9 +125,15 @@ def test_more_than_the_window_has_is_refused(tmp_path: Path) -> None:
     base = random_base()
     states = random_walk(base, STEPS)
     for number, section in enumerate(
-        ({"trailing_averages": [6]}, {"temporal": "polynomial", "degree": 5}, {"device": "cuda"}, {"device": "abacus"})
+        ({"trailing_averages": [6]}, {"temporal": "polynomial", "degree": 5}, {"device": "cuda"})
     ):
         if section.get("device") == "cuda" and torch.cuda.is_available():
             continue
         with pytest.raises(SpecError):
             fit(write_run(tmp_path, base, states, out=f"run{number}", fit=section))
+
+
+def test_a_device_that_only_torch_knows_is_refused() -> None:
+    for device in ("abacus", "meta"):
+        with pytest.raises(SpecError, match=device):
+            choose_memory(device)

@@ -266,8 +266,9 @@ def test_a_budget_too_small_is_refused_with_what_is_needed(workers: int) -> None
     ],
 )
 def test_what_the_window_cannot_give_is_refused(fit: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=re.escape(message)):
+    with pytest.raises(SpecError, match=re.escape(message)) as caught:
         plan_of([(10, "F32", "F32")], 3, 2**40, **fit)
+    assert caught.value.next_step
 
 
 def test_stored_columns_are_those_of_the_spec() -> None:

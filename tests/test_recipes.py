@@ -190,6 +190,15 @@ def test_auto_knows_every_predictor_of_the_forecast() -> None:
         assert Recipe("auto", target_step=20).mix(artifact, "w", replace(GUIDANCE, predictors={"mlp": name})) != Mix()
 
 
+def test_auto_takes_the_very_scale_that_the_forecast_measured() -> None:
+    scales = (1.0, 0.125, 1.004, 0.1 + 0.2, -0.5)
+    names = [name for name in predictors(scales=scales, averages=()) if name.startswith("relex-scale")]
+    assert names == [f"relex-scale{s}" for s in ("1.00", "0.125", "1.004", "0.30000000000000004", "-0.50")]
+    for name, scale in zip(names, scales, strict=True):
+        got = Recipe("auto", target_step=20).mix(RANK_1[0], "w", replace(GUIDANCE, predictors={"mlp": name}))
+        assert got == Recipe("relex", target_step=20, scale=scale).mix(RANK_1[0], "w")
+
+
 def test_an_average_that_is_not_stored_is_mixed_from_the_checkpoints() -> None:
     guidance = replace(GUIDANCE, predictors={"mlp": "trailing_average_3"})
     got = applied(Recipe("auto", target_step=20).mix(RANK_1[0], "w", guidance))
@@ -262,6 +271,19 @@ def test_a_tensor_that_never_moved_stays_the_base(recipe: Recipe) -> None:
 )
 def test_names_are_those_of_the_contract(recipe: Recipe, name: str) -> None:
     assert recipe.name == name
+
+
+@pytest.mark.parametrize("scale", [1e308, -1000.5, float("inf"), float("nan")])
+def test_a_scale_out_of_bounds_is_refused(scale: float) -> None:
+    with pytest.raises(SpecError, match=f"a scale of {scale:g}".replace("+", r"\+")) as caught:
+        relex_recipes([20], [1.0, scale])
+    assert "from -1000 to 1000" in caught.value.expected and "--scale" in caught.value.next_step
+
+
+def test_every_name_fits_into_a_folder() -> None:
+    alphas = (-0.1 - 0.2, 1e-300 / 3)
+    spec = CandidatesSpec(target_steps=(2**53 - 1,), scales=alphas, expo_alphas=alphas, baselines=("expo", "pinned"))
+    assert max(len(r.name) for r in candidate_recipes(spec, STEPS, 8, (), "rank")) < 100
 
 
 def test_different_candidates_have_different_names() -> None:
@@ -343,7 +365,7 @@ def test_repeated_targets_and_scales_are_one_candidate() -> None:
 def test_a_reconstruction_needs_an_observed_step() -> None:
     with pytest.raises(SpecError, match="step 5 was not observed") as caught:
         recipes(reconstruction_steps=(4, 5))
-    assert "2, 4, 8" in caught.value.expected
+    assert "2, 4, 8" in caught.value.expected and "candidates.target_steps" in caught.value.next_step
 
 
 @pytest.mark.parametrize("baseline", ["pinned", "calibrated", "auto"])

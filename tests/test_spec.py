@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relex_core.errors import SpecError
-from relex_core.spec import RunSpec, load_spec, resolve_spec
+from relex_core.spec import RunSpec, load_spec, resolve_spec, spec_from_json
+from relex_core.yaml_text import parse_yaml
 
 # design.md, section 3, as it stands.
 EXAMPLE = """
@@ -117,6 +120,8 @@ def test_out_overrides_run_root_and_is_relative_to_the_working_directory(
         ("runs", "/specs/runs"),
         ("../runs/./a/../b", "/runs/b"),
         ("gs://bucket/a/../b", "gs://bucket/b"),
+        ("./gs:/bucket", "/specs/gs:/bucket"),
+        ("gs", "/specs/gs"),
     ],
 )
 def test_locations_become_absolute(given: str, meant: str) -> None:
@@ -126,6 +131,29 @@ def test_locations_become_absolute(given: str, meant: str) -> None:
 def test_yaml_s_spelling_of_small_numbers_is_understood(tmp_path: Path) -> None:
     text = "base: b\ntrajectory: t\nwindow: {t_cut: 8}\ndecision: {min_gain: 1e-2}"  # YAML 1.1 reads 1e-2 as text
     assert load_spec(write(tmp_path / "s.yaml", text)).decision.min_gain == 0.01
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("010", 10), ("08", 8), ("10", 10), ("+10", 10), ("1_000", 1000), ("0001", 1), ("'12'", 12), ("12.0", 12)],
+)
+def test_yaml_s_integers_are_decimal(tmp_path: Path, written: str, meant: int) -> None:
+    path = write(tmp_path / "s.yaml", f"base: b\ntrajectory: t\nwindow: {{t_cut: {written}}}")
+    assert load_spec(path).window.t_cut == meant
+
+
+@pytest.mark.parametrize("written", ["1:10", "0x10", "0b11", "0o17", "190:20:30", "1:10.5"])
+def test_other_notations_of_yaml_1_1_are_no_numbers(tmp_path: Path, written: str) -> None:
+    text = f"base: b\ntrajectory: t\nwindow: {{t_cut: {written}}}\ndecision: {{min_gain: {written}}}"
+    with pytest.raises(SpecError) as caught:
+        load_spec(write(tmp_path / "s.yaml", text))
+    assert all(field in caught.value.what for field in ("window.t_cut", "decision.min_gain", f"(got '{written}')"))
+
+
+@given(st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=False)))
+def test_yaml_reads_numbers_as_json_does_or_leaves_them_text(number: float) -> None:
+    read = parse_yaml(json.dumps({"x": number}))["x"]
+    assert read == number or (isinstance(read, str) and float(read) == number)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +202,35 @@ def test_all_faults_are_listed_at_once() -> None:
     assert "test" in message  # where
 
 
+@pytest.mark.parametrize(
+    ("candidates", "fault"),
+    [
+        (
+            {"spatial_ranks": [0]},
+            "spatial_ranks.0: expected a number from 1 to 2147483647, 'full' or 'auto' (got 0)",
+        ),
+        (
+            {"spatial_ranks": ["most"]},
+            "spatial_ranks.0: expected a number from 1 to 2147483647, 'full' or 'auto'",
+        ),
+        ({"spatial_ranks": [10**300]}, "spatial_ranks.0: expected a number from 1 to 2147483647"),
+        ({"spatial_ranks": []}, "spatial_ranks: an empty list; give at least 1"),
+        ({"dtype": "float8"}, "dtype: Input should be 'checkpoint', 'base', 'float32', 'bfloat16' or 'float16' (got"),
+    ],
+)
+def test_a_field_of_several_kinds_has_one_fault(candidates: dict[str, Any], fault: str) -> None:
+    lines = [line for line in refusal(candidates=candidates).splitlines() if line.startswith("  - ")]
+    assert len(lines) == 1 and lines[0].startswith(f"  - candidates.{fault}")
+    for inner in ("constrained", "literal[", "Tuple", "validation"):
+        assert inner not in lines[0]
+
+
+def test_spatial_ranks_are_numbers_or_words() -> None:
+    spec = resolve(candidates={"spatial_ranks": [4, "8", "full", "auto"]})
+    assert spec.candidates.spatial_ranks == (4, 8, "full", "auto")
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
 def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({}, where="test", folder=Path("/"))
@@ -195,9 +252,13 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"fit": {"trailing_averages": [5, 5]}}, "names the same length twice"),
         ({"fit": {"trailing_averages": [1]}}, "fit.trailing_averages.0"),
         ({"fit": {"group_size": 0}}, "fit.group_size"),
+        ({"fit": {"device": "gpu"}}, "fit.device: expected auto, cpu, cuda or cuda:N (got 'gpu')"),
+        ({"fit": {"device": "cuda:"}}, "fit.device: expected auto"),
         ({"fit": {"memory_budget": -1}}, "fit.memory_budget"),
         ({"candidates": {"baselines": ["trailing_average"]}}, "set fit.trailing_averages, for example [20]"),
         ({"candidates": {"baselines": ["best_of_all"]}}, "candidates.baselines.0"),
+        ({"candidates": {"scales": [1e308]}}, "candidates.scales.0: Input should be less than or equal to 1000"),
+        ({"candidates": {"expo_alphas": [0.5, -1001]}}, "candidates.expo_alphas.1: Input should be greater than or"),
         ({"candidates": {"dtype": "int8"}}, "candidates.dtype"),
         (
             {"evaluation": {**EVALUATION, "select": {**SPLIT, "samples": 8}}},
@@ -211,6 +272,9 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
         ({"base": "gs://"}, "a gs:// URI without a bucket"),
         ({"base": ""}, "an empty location"),
         ({"base": "file://host/data"}, "another host"),
+        ({"base": "gs:/bucket/x"}, "a URI without its two slashes where: gs:/bucket/x expected: gs://BUCKET/FOLDER"),
+        ({"trajectory": "gs:bucket/x"}, "a URI without its two slashes"),
+        ({"run_root": "file:/data"}, "a URI without its two slashes"),
         ({"window": {"t_cut": True}}, "window.t_cut: true and false stand for no number and for no text (got True)"),
         ({"candidates": {"target_steps": [100, True]}}, "candidates.target_steps: true and false stand for no number"),
         ({"evaluation": {**EVALUATION, "select": {**SPLIT, "samples": True}}}, "select.samples: true and false"),
@@ -219,6 +283,37 @@ def test_an_empty_spec_lacks_the_three_required_fields_and_no_other() -> None:
 )
 def test_wrong_values_are_refused_by_name(sections: dict[str, Any], fault: str) -> None:
     assert fault in refusal(**sections)
+
+
+@pytest.mark.parametrize(
+    ("base", "trajectory", "run_root", "fault"),
+    [
+        ("base", "trajectory", "base", "run_root: this lies in the folder of the base"),
+        ("base", "trajectory", "trajectory/../base/relex", "run_root: this lies in the folder of the base"),
+        ("gs://b/base", "gs://b/t", "gs://b/base/relex/", "run_root: this lies in the folder of the base"),
+        ("trajectory/base", "trajectory", "trajectory/base/relex", "run_root: this lies in the folder of the base"),
+        ("base", "trajectory", "./trajectory/", "run_root: this is the trajectory"),
+        ("/", "/t", "/r", "run_root: this lies in the folder of the base"),
+    ],
+)
+def test_a_run_directory_is_a_folder_of_its_own(base: str, trajectory: str, run_root: str, fault: str) -> None:
+    assert fault in refusal(base=base, trajectory=trajectory, run_root=run_root)
+
+
+@pytest.mark.parametrize(
+    ("base", "trajectory", "run_root"),
+    [
+        ("base", "trajectory", "trajectory/relex"),
+        ("base", "trajectory", "trajectory-2"),
+        ("base", "trajectory", "base-relex"),
+        ("gs://b/base", "gs://b/t", "gs://b/based"),
+        ("model", "model/steps", "model/steps/relex"),  # the default, where the base's folder holds the whole run
+        ("model", "model", "model/relex"),
+        ("runs/base", "runs/steps", "runs"),
+    ],
+)
+def test_other_run_directories_are_taken(base: str, trajectory: str, run_root: str) -> None:
+    assert resolve(base=base, trajectory=trajectory, run_root=run_root).run_root.endswith(run_root)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +356,13 @@ def test_a_field_that_stands_twice_in_json_is_refused(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_a_field_that_stands_twice_is_refused_where_an_orchestrator_passes_the_spec() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_json('{"base": "b", "trajectory": "t", "window": {"t_cut": 1, "t_cut": 2}}', where="the parameter")
+    assert caught.value.what == "the spec gives a field twice: 't_cut' stands twice in one object"
+    assert (caught.value.where, caught.value.next_step) == ("the parameter", "keep one of the two")
+
+
 def test_a_key_that_a_merge_overrules_does_not_stand_twice(tmp_path: Path) -> None:
     text = "base: b\ntrajectory: t\nfit: &f {rank: 2}\nwindow: {t_cut: 8}\nx-unused: {<<: *f, rank: 3}\n"
     with pytest.raises(SpecError, match="x-unused: unknown field"):  # and nothing else is wrong
@@ -287,6 +389,11 @@ def test_a_resolved_spec_reads_back_as_itself(tmp_path: Path) -> None:
     # Written to a file of another folder it still means the same: every location is absolute.
     (tmp_path / "other").mkdir()
     assert load_spec(write(tmp_path / "other" / "spec.json", spec.model_dump_json())) == spec
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices_are_those_that_the_fit_knows(device: str) -> None:
+    assert resolve(fit={"device": device}).fit.device == device
 
 
 def test_a_spec_is_immutable() -> None:

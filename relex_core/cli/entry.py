@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relex_core.cli.group import main, show, stage
-from relex_core.cli.options import json_option, location, out_option, spec_argument
+from relex_core.cli.options import json_option, location, out_option, refuse_unused, spec_argument
 
 if TYPE_CHECKING:
     from relex_core.spec import LayoutSpec, RunSpec
@@ -64,6 +64,7 @@ def inspect(
     if probe:
         _probe(location(uri), layout, as_json=as_json, **sampling)
         return
+    refuse_unused("--probe", "base", "fraction", "seed")
     report = inspect_trajectory(location(uri), layout)
     show(report.model_dump(mode="json"), lambda: trajectory_text(report), as_json)
 
@@ -93,6 +94,8 @@ def run(spec: str, out: str | None, dry_run: bool, engine: str, shards: int, as_
     """
     from relex_core.spec import load_spec
 
+    if engine != "kfp-local":
+        refuse_unused("--engine kfp-local", "shards")
     if dry_run:
         from relex_core.dry_run import plan_run
         from relex_core.tables import plan_text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from relex_core.errors import SpecError
 from relex_core.storage.uri import absolute_uri
@@ -42,6 +43,20 @@ def size_of(_context: click.Context, _parameter: click.Parameter, value: str | N
         return None if value is None else TypeAdapter(ByteSize).validate_python(value)
     except ValidationError:
         raise click.BadParameter(f"{value!r} is no size; expected a number with a unit, for example 2GiB") from None
+
+
+def refuse_unused(needed: str, *names: str) -> None:
+    """Refuse options of the running command that would be ignored, because `needed` was not given with them.
+
+    Args:
+        needed: for example "--probe".
+        names: of the command's parameters.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if parameter.name in names and typed:
+            raise click.UsageError(f"{parameter.opts[0]} needs {needed}")
 
 
 class _SpecPath(click.Path):

@@ -9,7 +9,18 @@ from dataclasses import asdict
 import click
 
 from relex_core.cli.group import main, show, stage
-from relex_core.cli.options import json_option, location, out_option, run_argument, shard_of, size_of, spec_argument
+from relex_core.cli.options import (
+    json_option,
+    location,
+    out_option,
+    refuse_unused,
+    run_argument,
+    shard_of,
+    size_of,
+    spec_argument,
+)
+
+STEP = click.IntRange(min=0, max=2**53, max_open=True)  # as in the spec
 
 
 @main.command()
@@ -94,7 +105,7 @@ def forecast(run: str, as_json: bool) -> None:
 @main.command()
 @run_argument
 @click.option("--candidate", "names", multiple=True, help="Only these.")
-@click.option("--target-step", "target_steps", type=click.IntRange(min=0), multiple=True, help="Optimizer step.")
+@click.option("--target-step", "target_steps", type=STEP, multiple=True, help="Optimizer step.")
 @click.option("--scale", "scales", type=float, multiple=True, help="Factor on the displacement; 1 is the paper.")
 @json_option
 @stage
@@ -126,6 +137,10 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure candidates, base and last observed checkpoint; then the finalist on the confirmation split."""
+    if lm_eval is None:
+        refuse_unused("--lm-eval", "lm_eval_path")
+    elif first_round:
+        raise click.UsageError("--first-round is part of relex's own search; it does not go with --lm-eval")
     if lm_eval is not None:
         from relex_core.evaluate.harness_run import run_harness
         from relex_core.tables import harness_text

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from relex_core.forecast.cut import DIRECTION, LAST, Cut, average_feature
-from relex_core.forecast.names import HOLD
+from relex_core.forecast.names import HOLD, relex_name
 
 Coefficients = Mapping[str, np.ndarray]
 """a_f by feature: "N J" or "1 J"."""
@@ -76,7 +76,7 @@ def predictors(scales: Sequence[float] = SCALES, averages: Sequence[int] = AVERA
         averages: lengths of the trailing averages.
     """
     table: dict[str, Predictor] = {HOLD: _hold}
-    table |= {f"relex-scale{scale:.2f}": _relex(scale) for scale in dict.fromkeys((1.0, *scales))}
+    table |= {relex_name(scale): _relex(scale) for scale in dict.fromkeys((1.0, *scales))}
     table |= {"reconstruction": _reconstruction, "pinned": _pinned, "calibrated": _calibrated, "drift": _drift}
     table["weight_extrapolation"] = _weight_extrapolation
     return table | {average_feature(length): _trailing_average(length) for length in averages}

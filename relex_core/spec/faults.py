@@ -22,6 +22,9 @@ def all_faults(error: ValidationError, heading: str = "the spec is wrong:") -> s
             lines.append(f"  - {name}: unknown field{_nearest(location)}")
         elif fault["type"] == "missing":
             lines.append(f"  - {name}: required, but not given")
+        elif fault["type"] == "too_short":
+            if not fault["input"]:  # else only its wrong elements are missing, which have faults of their own
+                lines.append(f"  - {name}: an empty list; give at least {fault['ctx']['min_length']}")
         else:
             message = " ".join(fault["msg"].removeprefix("Value error, ").split())
             lines.append(f"  - {name}: {message} (got {fault['input']!r:.80})")

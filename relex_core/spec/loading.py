@@ -43,12 +43,14 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
             f"cannot read the spec: {error.strerror}", where=str(path), next_step="give the path of a YAML file"
         ) from error
     except DuplicateKey as error:
-        raise SpecError(
-            f"the spec gives a field twice: {error}", where=str(path), next_step="keep one of the two"
-        ) from error
+        raise _given_twice(error, str(path)) from error
     except (ValueError, RecursionError) as error:
         raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
+
+
+def _given_twice(error: DuplicateKey, where: str) -> SpecError:
+    return SpecError(f"the spec gives a field twice: {error}", where=where, next_step="keep one of the two")
 
 
 def _parse_yaml(text: str) -> Any:
@@ -87,7 +89,9 @@ def spec_from_json(
         SpecError: as for `load_spec`.
     """
     try:
-        data = json.loads(text or "{}")
+        data = parse_json(text or "{}")
+    except DuplicateKey as error:
+        raise _given_twice(error, where) from None
     except (ValueError, RecursionError) as error:
         raise SpecError(f"the spec is not JSON: {error}", where=where, expected="one JSON object") from None
     if isinstance(data, dict):

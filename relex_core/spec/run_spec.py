@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from relex_core.spec.evaluation import DecisionSpec, EvaluationSpec
 from relex_core.spec.sections import CandidatesSpec, CostSpec, FitSpec, LayoutSpec, Location, Section, WindowSpec
@@ -28,6 +28,18 @@ class RunSpec(Section):
     decision: DecisionSpec = DecisionSpec()
     cost: CostSpec = CostSpec()
 
+    @field_validator("run_root")
+    @classmethod
+    def _a_folder_of_its_own(cls, run_root: str, info: ValidationInfo) -> str:
+        """What relex writes must not be taken for a part of the base, nor for the trainer's files."""
+        base, trajectory = (info.data.get(name, "") for name in ("base", "trajectory"))
+        if run_root == trajectory:
+            raise ValueError("this is the trajectory; give a folder of its own, for example TRAJECTORY/relex")
+        steps_in_base = _within(trajectory, base) and _within(run_root, trajectory)  # the base may hold the whole run
+        if base and _within(run_root, base) and not steps_in_base:
+            raise ValueError("this lies in the folder of the base; give a folder of its own outside of it")
+        return run_root
+
     @model_validator(mode="after")
     def _averages_are_fitted(self) -> RunSpec:
         if "trailing_average" in self.candidates.baselines and not self.fit.trailing_averages:
@@ -47,3 +59,8 @@ class RunSpec(Section):
         window = self.window.model_dump(exclude={"settle_seconds"})
         layout = self.layout and self.layout.model_dump()
         return {"base": self.base, "trajectory": self.trajectory, "window": window, "layout": layout, "fit": fit}
+
+
+def _within(uri: str, folder: str) -> bool:
+    """Whether a location is a folder or lies below it, by their names."""
+    return f"{uri}/".startswith(f"{folder.rstrip('/')}/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import Formatter
 from typing import Annotated, Literal
 
@@ -11,7 +12,10 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -29,9 +33,22 @@ Baseline = Literal[
     "drift",
     "auto",
 ]
-SpatialRank = Annotated[int, Field(ge=1)] | Literal["full", "auto"]
 FloatDType = Literal["float32", "bfloat16", "float16"]
 Step = Annotated[int, Field(ge=0, lt=2**53)]
+MAX_FACTOR = 1000
+"""Farther out there is no checkpoint worth writing, and numbers stand in the names of folders."""
+Factor = Annotated[float, Field(ge=-MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)]
+
+
+def _rank_or_word(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """One fault for a value that is neither, instead of one for each of the two."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("expected a number from 1 to 2147483647, 'full' or 'auto'") from None
+
+
+SpatialRank = Annotated[Annotated[int, Field(ge=1, lt=2**31)] | Literal["full", "auto"], WrapValidator(_rank_or_word)]
 
 
 def _located(uri: str, info: ValidationInfo) -> str:
@@ -154,6 +171,13 @@ class FitSpec(Section):
     group_size: Annotated[ByteSize, Field(ge=1)] = ByteSize(64 * 2**20)
     """Bytes of stored direction per file of fit/; a killed fit loses at most one such group."""
 
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", device):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return device
+
     @model_validator(mode="after")
     def _consistent(self) -> FitSpec:
         if self.temporal == "linear" and self.degree != 1:
@@ -174,8 +198,8 @@ class CandidatesSpec(Section):
 
     target_steps: tuple[Step, ...] = ()
     """Optimizer steps to extrapolate to. Empty: 2, 4 and 6 windows (2, 4, 6 x t_cut)."""
-    scales: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (1.0,)
-    """Factors on the whole displacement; 1.0 is the paper."""
+    scales: tuple[Factor, ...] = (1.0,)
+    """Factors on the whole displacement, from -1000 to 1000; 1.0 is the paper."""
     baselines: tuple[Baseline, ...] = ("last_observed",)
     """What RELEX is compared with."""
     spatial_ranks: Annotated[tuple[SpatialRank, ...], Field(min_length=1)] = ("full",)
@@ -183,9 +207,9 @@ class CandidatesSpec(Section):
     `auto` as many as stand out of the noise."""
     reconstruction_steps: tuple[Step, ...] = ()
     """Observed steps to rebuild from the direction alone (rank-1 denoising, no horizon)."""
-    expo_alphas: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = (0.5,)
-    """Factors of ExPO: W_T + alpha (W_T - W_0)."""
-    dtype: Literal["checkpoint", "base"] | FloatDType = "checkpoint"
+    expo_alphas: tuple[Factor, ...] = (0.5,)
+    """Factors of ExPO, from -1000 to 1000: W_T + alpha (W_T - W_0)."""
+    dtype: Literal["checkpoint", "base", FloatDType] = "checkpoint"
     """Dtype of the written weights: that of the observed checkpoints, that of the base, or one by name."""
     write: Literal["observed", "merged"] = "observed"
     """Of a LoRA run: adapters, as its own checkpoints are, or complete checkpoints with the adapter merged into the

@@ -14,8 +14,8 @@ def absolute_uri(uri: str, folder: Path) -> str:
     No ".." is left in it, so that one folder has one name: run directories are held against each other by name.
 
     Raises:
-        SpecError: the scheme is neither gs nor file, or the URI names no bucket, another host, another user's home that
-            is not known, or holds a NUL.
+        SpecError: the scheme is neither gs nor file, or lacks a slash, or the URI names no bucket, another host,
+            another user's home that is not known, or holds a NUL.
     """
     if "\0" in uri or "%00" in uri:
         raise SpecError("a location with a NUL character", where=repr(uri)[:200])
@@ -23,6 +23,13 @@ def absolute_uri(uri: str, folder: Path) -> str:
     if not separator:
         if not uri:
             raise SpecError("an empty location", expected="a path, file:// or gs:// URI")
+        if uri.startswith(("gs:", "file:")):
+            raise SpecError(
+                "a URI without its two slashes",
+                where=uri,
+                expected="gs://BUCKET/FOLDER or file:///FOLDER",
+                next_step="where it is a folder of that name, write ./ before it",
+            )
         return _normal(folder / _at_home(uri))
     if scheme == "file":
         host, slash, path = rest.partition("/")
