@@ -10,7 +10,6 @@ Results do not depend on the number of threads: each tensor is one thread's work
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
 from relex_core.lora.window import StepAdapter, not_finite, open_adapters, read_elements
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.plan import refuse_impossible
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
@@ -105,9 +104,8 @@ def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = 
     groups = plan_groups(manifest, base_dtypes, spec.fit)
     adapters = [step.adapter for step in observed]
     names = [tensor.name for tensor in manifest.tensors]
-    cores = len(os.sched_getaffinity(0))
     budget = memory_budget or int(spec.fit.memory_budget)
-    workers, _ = workers_within(spec.fit, budget, names, adapters, cores, resident_bytes())
+    workers, _ = workers_within(spec.fit, budget, names, adapters, cores(), resident_bytes())
     key = fit_key(spec, manifest)
     with threadpool_limits(1), row_reads(manifest) as rows:
         results = GroupResults(store, len(groups), key)

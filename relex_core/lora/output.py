@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,7 @@ from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
 from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import TensorRecord, WindowManifest
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.spec import CandidatesSpec
 from relex_core.storage import Store, Writer, open_store, write_bytes
 
@@ -124,7 +123,7 @@ def write_adapters(
     """
     last, config = sources.last.adapter, _observed_config(manifest)
     written: list[dict[str, WrittenFactors]] = [{} for _ in outputs]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, threadpool_limits(1), ExitStack() as stack:
+    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1), ExitStack() as stack:
         streams = [stack.enter_context(_writer(store, last, base, output)) for output in outputs]
         found = ordered_map(pool, partial(_factors, sources, outputs), last.targets, ahead=1)
         for (name, target), several in zip(last.targets.items(), found, strict=True):
