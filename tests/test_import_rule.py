@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from relex_core.extras import EXTRA_OF
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "relex_core"
 
@@ -22,6 +24,7 @@ PACKAGE = ROOT / "relex_core"
 ORDER = (
     "__init__",  # the version; imports nothing
     "errors",
+    "extras",
     "layout",
     "parallel",
     "progress",
@@ -80,10 +83,11 @@ ORDER = (
     "__main__",
 )
 
-# What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
+# What an install without extras must be able to import: packages mean all of their modules.
 BARE = (
     *(
         "errors",
+        "extras",
         "layout",
         "parallel",
         "progress",
@@ -244,6 +248,15 @@ def test_the_core_knows_no_orchestrator() -> None:
         if found.module.partition(".")[0] in ORCHESTRATORS | {"relex_kfp", "components", "pipelines"}
     ]
     assert not found, "\n".join(found)
+
+
+def test_a_missing_library_is_named_with_its_extra() -> None:
+    """What is imported beyond a bare install (and jaxtyping, which only tests load) stands in the table of extras."""
+    bare = {"click", "google", "google_crc32c", "pydantic", "requests", "rich", "urllib3", "yaml", "zstandard"}
+    libraries = {found.module.partition(".")[0] for path in SOURCES for found in imports_of(path)}
+    beyond = libraries - set(sys.stdlib_module_names) - bare - {"relex_core", "jaxtyping"}
+    through_find_spec = {"kfp"}
+    assert beyond | through_find_spec == set(EXTRA_OF)
 
 
 def modules(names: tuple[str, ...]) -> Iterator[str]:
