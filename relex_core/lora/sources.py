@@ -3,7 +3,7 @@
     Σ_j a_j D_j + Σ_t b_t Δ_t = L R            the same mixes as of full weights (mixes.py), never multiplied out
     W = W_0 + L R                              piece by piece, where full weights are written
 
-`AdapterSources` stands in for `mixing.Sources` where candidates are merged into the base.
+`AdapterSources` stands in for `mix_sources.Sources` where candidates are merged into the base.
 """
 
 from __future__ import annotations
