@@ -2,7 +2,7 @@
 
 *superior*: on one confirmation task at least the whole interval lies above `min_gain`. Of m tasks the surest is asked
 with confidence 1 − α/m, the next with 1 − α/(m − 1), ..., until one fails (Holm 1979), so that one lucky task in many
-promotes nothing. And on no confirmation task does the interval lie wholly below 0.
+promotes nothing. And on no confirmation task does the interval lie wholly below min(`min_gain`, 0).
 
 *non_inferior*: on every confirmation task the interval lies above −`margin`. All must hold, so no correction is due
 (intersection-union test, Berger 1982).
