@@ -1,4 +1,4 @@
-"""A candidate's folder, apart from its weights: provenance, config, tokenizer and index files. Imports no torch."""
+"""A candidate's folder, apart from its weights: provenance, config, tokenizer and index files. Needs no extra."""
 
 from __future__ import annotations
 

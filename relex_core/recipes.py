@@ -1,4 +1,4 @@
-"""Candidates as recipes: which ones a spec asks for, what they are called, and which mix each is. Imports no torch."""
+"""Candidates as recipes: which ones a spec asks for, what they are called, and which mix each is. Needs no extra."""
 
 from __future__ import annotations
 

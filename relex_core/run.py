@@ -16,7 +16,7 @@ from relex_core.spec import RunSpec
 
 log = logging.getLogger("relex")
 
-if TYPE_CHECKING:  # these need torch
+if TYPE_CHECKING:  # decide imports numpy, which a bare install lacks
     from relex_core.candidate import Candidate
     from relex_core.decide import Decision
 
