@@ -16,8 +16,6 @@ from relex_core.spec import CandidatesSpec, RunSpec, SpatialRank
 
 GUIDED = ("calibrated", "drift", "auto")
 """Methods that take something from the forecast."""
-ALONG_THE_DIRECTION = ("relex", "pinned", "calibrated")
-"""Methods whose direction may be cut to a spatial rank."""
 NEED_A_LINE = ("pinned", "calibrated", "auto")
 """Baselines that need fit.basis: rank."""
 
