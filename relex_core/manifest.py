@@ -120,6 +120,11 @@ def digest_of(data: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def short_digest(data: Any) -> str:
+    """The first 16 hexadecimal digits of `digest_of`: enough to name things by."""
+    return digest_of(data).removeprefix("sha256:")[:16]
+
+
 def load_manifest(run: str) -> WindowManifest:
     """Read RUN/window.json.
 

@@ -24,7 +24,7 @@ from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
 from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis, decompose, stored_basis
-from relex_core.fit.checks import FittedSoFar
+from relex_core.fit.checks import FittedSoFar, unsound_base
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
 from relex_core.fit.group_results import GroupResult, GroupResults
 from relex_core.fit.key import FIT_KEY, fit_key
@@ -191,9 +191,7 @@ def _base_square(context: AdapterFit, tensor: PlannedTensor) -> float:
         tile = read_elements(context.base, tensor.name, start, min(start + BASE_TILE, tensor.numel)).astype(np.float64)
         square += float(tile @ tile)
     if not np.isfinite(square):
-        raise DataError(
-            f"the base holds NaN or Inf in tensor {tensor.name}", where="base", next_step="use a sound base"
-        )
+        raise unsound_base(tensor.name, context.manifest)
     return square
 
 

@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core.candidate import DTYPE_NAMES, Output
+from relex_core.candidate import DTYPE_NAMES, Output, not_finite
 from relex_core.checkpoints.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from relex_core.checkpoints.contents import Adapter, LowRankTarget, StoredTensor, TensorInfo
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import decode, encode
-from relex_core.errors import DataError
 from relex_core.lora.factors import LowRank, added, balanced, compress
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
@@ -176,12 +175,7 @@ def _written(target: LowRankTarget, move: LowRank, output: Output) -> WrittenFac
     stored_b, stored_a = encode(b, dtype), encode(a, dtype)
     product = LowRank(_read_back(stored_b, b, dtype), _read_back(stored_a, a, dtype))
     if not product.finite:
-        raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {target.weight}",
-            where=f"{output.folder}, dtype {dtype}",
-            expected="finite weights",
-            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-        )
+        raise not_finite(output, target.weight)
     if not whole.rank:
         return WrittenFactors(stored_a, stored_b, 0.0, 0.0)
     (square, inner), (_, own) = low_rank_gram(added([whole, product]), [whole.rank, product.rank])
