@@ -5,9 +5,12 @@ Kubeflow components and by the Airflow tasks:
 
     collect      RunSpec                       -> WindowManifest   (which checkpoints are the observation window)
     fit          WindowManifest                -> FitArtifact      (one direction and one line per weight tensor)
+    forecast     FitArtifact                   -> Forecast         (what extrapolating can be expected to do)
     extrapolate  FitArtifact                   -> checkpoints      (base + scale * coefficient * direction)
     evaluate     checkpoints                   -> EvalResults      (accuracy with error bars)
     decide       EvalResults                   -> Decision         (promote one, or keep what was observed)
+    report       run directory                 -> report.html      (all of it on one page)
+    publish      Decision                      -> published.json   (which checkpoint to use)
 
 Importing this package loads neither torch nor a cloud client.
 """

@@ -1,4 +1,4 @@
-"""A candidate's folder, apart from its weights: provenance, config, tokenizer and index files. Imports no torch."""
+"""A candidate's folder, apart from its weights: provenance, config, tokenizer and index files. Needs no extra."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import __version__, layout
 from relex_core.checkpoints.checkpoint import CONFIG, INDEX
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
-from relex_core.errors import ObjectNotFound
+from relex_core.errors import DataError, ObjectNotFound
 from relex_core.fit import FitArtifact
 from relex_core.guidance import Guidance
 from relex_core.manifest import WindowManifest, digest_of
@@ -79,6 +79,16 @@ class Output:
     """By weight, where an adapter is written."""
     truncation_error: float | None = None
     truncation_errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def not_finite(output: Output, tensor: str) -> DataError:
+    """What refuses a candidate whose weights are too large for their dtype, or NaN."""
+    return DataError(
+        f"candidate {output.recipe.name} is not finite in tensor {tensor}",
+        where=f"{output.folder}, dtype {output.dtypes[tensor]}",
+        expected="finite weights",
+        next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
+    )
 
 
 def output_dtypes(spec: CandidatesSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,6 @@ smaller (storage/patches.py). `collect` reads captured steps as if they were sti
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from relex_core.checkpoints.checkpoint import CONFIG
 from relex_core.checkpoints.observed import CAPTURED, ObservedStep
 from relex_core.errors import DataError
 from relex_core.events import record_event
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.storage import ObjectInfo, Store, exists, join_uri, open_store
 from relex_core.storage.captured import CapturedStep, CapturedSteps
 from relex_core.storage.crc32c import combine, encode
@@ -57,7 +56,7 @@ def capture_step(run: str, observed: ObservedStep) -> CaptureReport:
     step = observed.folder.step
     source = open_store(observed.uri)
     parent = _parent(folder, step)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, folder.store.open_write(layout.captured_step(step)) as stream:
+    with ThreadPoolExecutor(cores()) as pool, folder.store.open_write(layout.captured_step(step)) as stream:
         files = []
         for info in _files(observed):
             blocks = []
@@ -124,7 +123,7 @@ def _packed(
         return [pack(view[at : at + BLOCK_BYTES], earlier(first + at // BLOCK_BYTES)) for at in blocks]
 
     firsts = range(0, -(-info.size // BLOCK_BYTES), BLOCKS_PER_READ)
-    for piece in ordered_map(pool, packed, firsts, ahead=os.cpu_count() or 1):
+    for piece in ordered_map(pool, packed, firsts, ahead=cores()):
         yield from piece
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +17,7 @@ from relex_core.fit.columns import stored_columns
 from relex_core.groups import direction_item_bytes
 from relex_core.lora.plan import stored_numbers, workers_within
 from relex_core.manifest import CheckpointRecord, WindowManifest
+from relex_core.parallel import cores
 from relex_core.plan import TYPICAL_RESIDENT_BYTES, plan_fit, refuse_impossible, window_bytes
 from relex_core.recipes import recipes_of
 from relex_core.spec import RunSpec
@@ -57,7 +57,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
     base_dtypes = base_dtypes_of(manifest)
     if manifest.adapters:
         return _plan_adapters(spec, manifest, base_dtypes)
-    plan = plan_fit(manifest, base_dtypes, spec.fit, int(spec.fit.memory_budget), workers=len(os.sched_getaffinity(0)))
+    plan = plan_fit(manifest, base_dtypes, spec.fit, int(spec.fit.memory_budget), workers=cores())
     recipes = recipes_of(spec, manifest)
     dtypes = output_dtypes(spec.candidates, manifest, base_dtypes)
     candidate_bytes = sum(math.prod(t.shape) * ITEM_BYTES[dtypes[t.name]] for t in manifest.tensors)
@@ -82,8 +82,8 @@ def _plan_adapters(spec: RunSpec, manifest: WindowManifest, base_dtypes: Mapping
     adapters = [_adapter(checkpoint) for checkpoint in manifest.checkpoints]
     numel = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
     item = {name: ITEM_BYTES[base_dtypes[name]] for name in numel}
-    budget, cores = int(spec.fit.memory_budget), len(os.sched_getaffinity(0))
-    _, memory = workers_within(spec.fit, budget, numel, adapters, cores, TYPICAL_RESIDENT_BYTES)
+    budget = int(spec.fit.memory_budget)
+    _, memory = workers_within(spec.fit, budget, numel, adapters, cores(), TYPICAL_RESIDENT_BYTES)
     window = sum(file.size for checkpoint in manifest.checkpoints for file in checkpoint.files)
     again = sum(numel[name] * item[name] * (len(adapters) + 1) for name in adapters[0].whole)
     stored = sum(stored_numbers(name, adapters, numel[name]) for name in numel)

@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 
 from relex_core.errors import SpecError
+from relex_core.extras import install
 from relex_core.spec import RunSpec
 
 
@@ -23,7 +24,7 @@ def run_kfp_local(spec: RunSpec, *, shards: int = 1) -> int:
         SpecError: Kubeflow's library is not installed.
     """
     if find_spec("kfp") is None:
-        raise SpecError("kfp is not installed", where="--engine kfp-local", next_step='pip install "relex[kfp]"')
+        raise SpecError("kfp is not installed", where="--engine kfp-local", next_step=install("kfp"))
     command = [sys.executable, "-m", "relex_kfp", "run-local", "-", "--shards", str(shards)]
     text = spec.model_dump_json()
     return subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=False).returncode

@@ -12,7 +12,6 @@ pieces of mix_sources.PIECE weights per candidate; with a spatial rank also one 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +42,7 @@ from relex_core.lora.output import adapter_form, clear_other_form, whole_model, 
 from relex_core.lora.sources import AdapterSources, refuse_automatic_ranks
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.mix_sources import Sources
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.progress import progress
 from relex_core.recipes import GUIDED, Recipe, candidate_recipes, choose_recipes, relex_recipes, worth_writing
 from relex_core.spatial_rank import automatic_ranks, ranks_of
@@ -154,7 +153,7 @@ def _write_weights(
     for stored in base.tensors.values():
         shards.setdefault(stored.extents[0].file.name, []).append(stored)
     weights = sum(stored.numel for stored in base.tensors.values())
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     with progress("extrapolate", weights, unit="weights") as advance, ThreadPoolExecutor(workers) as pool:
         for shard, entries in shards.items():
             entries.sort(key=lambda entry: entry.extents[0].offset)

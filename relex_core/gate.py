@@ -1,4 +1,4 @@
-"""gate: is there anything to do? Listings and headers alone, so a schedule may ask often. Imports no torch."""
+"""gate: is there anything to do? Listings and headers alone, so a schedule may ask often. Needs no extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What candidates take from the forecast: drift shares and the choices of `auto`, by module type. Imports no torch."""
+"""What candidates take from the forecast: drift shares and the choices of `auto`, by module type. Needs no extra."""
 
 from __future__ import annotations
 

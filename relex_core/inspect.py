@@ -1,4 +1,4 @@
-"""`relex inspect URI`: what lies in a trajectory, from names and headers alone. Imports no torch."""
+"""`relex inspect URI`: what lies in a trajectory, from names and headers alone. Needs no extra."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Kernels:
         self._scratch = np.zeros(library.relex_scratch_bytes(steps), np.uint8)
         self._changed = np.empty(0, np.uint32)
 
-    def take(self, slices: np.ndarray, base: np.ndarray) -> bool:
+    def can_take(self, slices: np.ndarray, base: np.ndarray) -> bool:
         """Whether these dtypes are among those that were compiled (float64 is not), and rows in one piece."""
         known = slices.dtype in _DTYPES and base.dtype in _DTYPES
         return known and slices.strides[1] == slices.itemsize and base.strides[0] == base.itemsize

@@ -121,6 +121,11 @@ def digest_of(data: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def short_digest(data: Any) -> str:
+    """The first 16 hexadecimal digits of `digest_of`: enough to name things by."""
+    return digest_of(data).removeprefix("sha256:")[:16]
+
+
 def spec_digest(spec: RunSpec) -> str:
     """Tells one spec of a run directory from the next."""
     return digest_of(spec.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from relex_core.candidate import Output
+from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
@@ -131,7 +131,7 @@ class Sources:
         )
         for (_, sound), output in zip(mixed, outputs, strict=True):
             if not sound:
-                _refuse_non_finite(output, piece)
+                raise not_finite(output, piece.name)
         return piece.stop - piece.start, [as_bytes(weights) for weights, _ in mixed]
 
     def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
@@ -203,12 +203,3 @@ def _columns_of(mix: Mix, output: Output, piece: MixedPiece) -> dict[Column, flo
 
 def _used(mappings: Iterable[Mapping[K, float]]) -> set[K]:
     return {key for mapping in mappings for key, value in mapping.items() if value != 0.0}
-
-
-def _refuse_non_finite(output: Output, piece: MixedPiece) -> NoReturn:
-    raise DataError(
-        f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
-        where=f"{output.folder}, dtype {output.dtypes[piece.name]}",
-        expected="finite weights",
-        next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-    )

@@ -2,7 +2,7 @@
 
     W = W_0 + Σ_j a_j · D_j + Σ_t b_t · Δ_t          D_j: stored column j; Δ_t = W_t − W_0, t observed
 
-Each function says, for one tensor's fit, what the a_j and b_t are. Imports no torch.
+Each function says, for one tensor's fit, what the a_j and b_t are. Needs no extra: a bare install has it all.
 """
 
 from __future__ import annotations

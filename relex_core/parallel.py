@@ -1,7 +1,8 @@
-"""Threads that work ahead, with results in order and bounded memory."""
+"""How many threads there are, and threads that work ahead, with results in order and bounded memory."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has, where a container or taskset bounds them (Linux)."""
+    return len(os.sched_getaffinity(0))
 
 
 def ordered_map(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:

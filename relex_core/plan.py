@@ -4,7 +4,7 @@ A tensor whose stripes all fit the memory budget is read once: its stripes stay 
 direction. Stripes of a larger one stay as long as there is room, if few of their weights changed
 (fit/packing.py) or if reads are dear; the others are read twice.
 
-Pure arithmetic on names and sizes; imports no torch, so `relex run --dry-run` works without it.
+Pure arithmetic on names and sizes; needs the bare install only, and so does `relex run --dry-run`.
 """
 
 from __future__ import annotations

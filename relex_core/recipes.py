@@ -1,4 +1,4 @@
-"""Candidates as recipes: which ones a spec asks for, what they are called, and which mix each is. Imports no torch."""
+"""Candidates as recipes: which ones a spec asks for, what they are called, and which mix each is. Needs no extra."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from relex_core.spec.sections import MAX_FACTOR
 
 GUIDED = ("calibrated", "drift", "auto")
 """Methods that take something from the forecast."""
-ALONG_THE_DIRECTION = ("relex", "pinned", "calibrated")
-"""Methods whose direction may be cut to a spatial rank."""
 NEED_A_LINE = ("pinned", "calibrated", "auto")
 """Baselines that need fit.basis: rank."""
 

@@ -19,7 +19,7 @@ from relex_core.storage import open_store
 
 log = logging.getLogger("relex")
 
-if TYPE_CHECKING:  # scipy
+if TYPE_CHECKING:  # decide imports numpy, which a bare install lacks
     from relex_core.decide import Decision
 
 

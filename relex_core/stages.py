@@ -27,6 +27,10 @@ from relex_core.storage import open_store
 
 REFERENCES = ("base", "last_observed")
 """Measured like candidates, but never written."""
+WEIGHTS = ("base", "trajectory", f"{layout.CAPTURED}/")
+"""Where weights of the RL run lie; steps that the trainer deleted were captured below RUN."""
+RECORD = (layout.SPEC, layout.WINDOW)
+"""What every stage of a collected run reads first."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Stage:
     command: tuple[str, ...]
     """Arguments of `relex`; {spec}, {run}, {shard} and {candidate} are filled in."""
     reads: tuple[str, ...]
-    """What it needs, as locations or paths below RUN: what its service account must be able to read."""
+    """What it may need, as locations or paths below RUN: what its service account must be able to read."""
     writes: tuple[str, ...]
-    """Below RUN: what its service account must be able to write."""
+    """Below RUN: what its service account must be able to write; below a folder also to delete."""
     resources: Resources
     minutes: int
     """Time-out of one attempt. Work that needs longer is not lost: the next attempt goes on where it stopped."""
@@ -74,12 +78,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("gate", ("gate", "{spec}"), ("base", "trajectory", layout.PUBLISHED), (), SMALL, minutes=30),
+    Stage("gate", ("gate", "{spec}"), (*WEIGHTS, layout.WINDOW, layout.PUBLISHED), (), SMALL, minutes=30),
     Stage(
         "collect",
         ("collect", "{spec}", "--out", "{run}"),
-        reads=("base", "trajectory"),
-        writes=(layout.SPEC, layout.WINDOW),
+        reads=(*WEIGHTS, *RECORD, layout.EVENTS),
+        writes=(*RECORD, layout.EVENTS),
         resources=SMALL,
         minutes=60,
         marker=layout.WINDOW,
@@ -87,7 +91,7 @@ STAGES = (
     Stage(
         "fit",
         ("fit", "{run}", "--shard", "{shard}"),
-        reads=("base", "trajectory", layout.WINDOW),
+        reads=(*WEIGHTS, *RECORD, "fit/"),
         writes=("fit/",),
         resources=Resources(cpu=8, memory=16),
         minutes=24 * 60,
@@ -97,8 +101,8 @@ STAGES = (
     Stage(
         "merge_fit",
         ("merge", "{run}"),
-        reads=("base", "fit/"),
-        writes=("fit/",),
+        reads=(*WEIGHTS, *RECORD, "fit/", layout.EVENTS),
+        writes=("fit/", layout.EVENTS),
         resources=Resources(cpu=2, memory=8),
         minutes=60,
         marker=layout.FIT,
@@ -106,7 +110,7 @@ STAGES = (
     Stage(
         "forecast",
         ("forecast", "{run}"),
-        reads=("fit/",),
+        reads=(*RECORD, "fit/", layout.FORECAST),
         writes=(layout.FORECAST,),
         resources=Resources(cpu=2, memory=4),
         minutes=60,
@@ -115,8 +119,8 @@ STAGES = (
     Stage(
         "extrapolate",
         ("extrapolate", "{run}", "--candidate", "{candidate}"),
-        reads=("base", "trajectory", "fit/"),
-        writes=("candidates/",),
+        reads=(*WEIGHTS, *RECORD, "fit/", layout.FORECAST, layout.SPATIAL, "candidates/", layout.EVENTS),
+        writes=("candidates/", layout.FORECAST, layout.SPATIAL, layout.EVENTS),
         resources=Resources(cpu=4, memory=8),
         minutes=6 * 60,
         each="candidate",
@@ -126,8 +130,8 @@ STAGES = (
     Stage(
         "measure",
         ("evaluate", "{run}", "--candidate", "{candidate}", "--first-round"),
-        reads=("base", "trajectory", "candidates/", "questions"),
-        writes=("eval/",),
+        reads=(*WEIGHTS, "questions", *RECORD, "candidates/", "eval/", layout.EVENTS),
+        writes=("eval/", layout.EVENTS),
         resources=Resources(cpu=8, memory=64, gpu=1, scratch=200),
         minutes=24 * 60,
         each="candidate",
@@ -137,8 +141,8 @@ STAGES = (
     Stage(
         "evaluate",
         ("evaluate", "{run}"),
-        reads=("base", "trajectory", "candidates/", "questions"),
-        writes=("eval/",),
+        reads=(*WEIGHTS, "questions", *RECORD, "candidates/", "eval/", layout.EVENTS),
+        writes=("eval/", layout.EVENTS),
         resources=Resources(cpu=8, memory=64, gpu=1, scratch=200),
         minutes=24 * 60,
         retries=3,
@@ -147,7 +151,7 @@ STAGES = (
     Stage(
         "decide",
         ("decide", "{run}"),
-        reads=("candidates/", "eval/"),
+        reads=(*RECORD, "candidates/", "eval/", layout.EVENTS),
         writes=(layout.DECISION,),
         resources=Resources(cpu=1, memory=4),
         minutes=30,
@@ -156,7 +160,7 @@ STAGES = (
     Stage(
         "report",
         ("report", "{run}"),
-        reads=("fit/", "candidates/", "eval/", layout.DECISION),
+        reads=(*RECORD, "fit/", layout.FORECAST, "candidates/", "eval/", layout.DECISION, layout.EVENTS),
         writes=(layout.REPORT,),
         resources=Resources(cpu=1, memory=4),
         minutes=30,
@@ -165,8 +169,8 @@ STAGES = (
     Stage(
         "publish",
         ("publish", "{run}"),
-        reads=("candidates/", layout.DECISION),
-        writes=("candidates/", layout.PUBLISHED),
+        reads=(*RECORD, "candidates/", layout.DECISION, layout.PUBLISHED, layout.EVENTS),
+        writes=("candidates/", layout.PUBLISHED, layout.EVENTS),
         resources=SMALL,
         minutes=30,
         marker=layout.PUBLISHED,

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from relex_core.errors import SpecError
+from relex_core.extras import install
 from relex_core.manifest import WindowManifest
 from relex_core.spec import RunSpec
 from relex_core.watch import Action
@@ -29,7 +30,7 @@ def target(name: str) -> Action:
     """
     module, extra = NEEDS.get(name, ("relex_core", ""))
     if find_spec(module) is None:  # now, not when the window is complete
-        raise SpecError(f"{module} is not installed", where=f"--then {name}", next_step=f'pip install "relex[{extra}]"')
+        raise SpecError(f"{module} is not installed", where=f"--then {name}", next_step=install(extra))
     built_in: dict[str, Action] = {"run": _run, "print": _print}
     if name in built_in:
         return built_in[name]
@@ -40,7 +41,7 @@ def target(name: str) -> Action:
     raise SpecError(
         f"nothing is installed that could be done as {name!r}",
         expected=", ".join(["run", "print", *sorted(entry.name for entry in entry_points(group=GROUP))]),
-        next_step='pip install "relex[kfp]" brings kfp and vertex',
+        next_step=f"for kfp and vertex, {install('kfp')}",
     )
 
 

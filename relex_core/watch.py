@@ -36,7 +36,7 @@ from relex_core.errors import (
     WindowNotReady,
 )
 from relex_core.events import record_event
-from relex_core.manifest import WindowManifest, digest_of
+from relex_core.manifest import WindowManifest, short_digest
 from relex_core.observe import layouts_for, observe, vouched
 from relex_core.spec import RunSpec
 from relex_core.storage import PATCH_SUFFIX, Store, open_store, read_bytes
@@ -121,7 +121,7 @@ def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> Wa
 
 def watch_key(spec: RunSpec) -> str:
     """Names what is done once: a digest of the whole spec, which holds the run and T_cut."""
-    return digest_of(spec.model_dump(mode="json")).rpartition(":")[2][:16]
+    return short_digest(spec.model_dump(mode="json"))
 
 
 def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:

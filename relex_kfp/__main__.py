@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from relex_core.errors import SpecError, WindowNotReady, exit_on_error
+from relex_core.extras import install
 from relex_core.spec import RunSpec, load_spec, spec_from_json
 
 P = ParamSpec("P")
@@ -39,7 +40,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "kfp":
                     raise
-                raise SpecError("kfp is not installed", next_step='pip install "relex[kfp]"') from None
+                raise SpecError("kfp is not installed", next_step=install("kfp")) from None
 
     return wrapped
 

@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 from support import SMALL, line_of_states, random_weights, write_trajectory
 
-# What `pip install relex` does not bring.
-WITHOUT_EXTRAS = """
+# Runs the command where some modules are not installed.
+WITHOUT = """
 import sys
+absent = sys.argv.pop(1).split(",")
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "numpy", "transformers", "safetensors", "scipy", "threadpoolctl", "jaxtyping", "kfp"}:
+        if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from relex_core.cli import main
 main(prog_name="relex")
-"""  # noqa: E501
+"""
+# What an install without extras does not bring.
+FROM_EXTRAS = ("torch", "numpy", "transformers", "safetensors", "scipy", "threadpoolctl", "jaxtyping", "kfp")
 
 # Prints, after what the command prints, which of some modules it has loaded.
 WATCHED = """
@@ -36,8 +39,11 @@ main(prog_name="relex")
 VERBS = ("demo", "inspect", "run", "collect", "fit", "extrapolate", "evaluate", "decide")
 
 
-def relex(*arguments: str | Path, cwd: Path | None = None, extras: bool = True) -> subprocess.CompletedProcess[str]:
-    code = ["-m", "relex_core"] if extras else ["-c", WITHOUT_EXTRAS]
+def relex(
+    *arguments: str | Path, cwd: Path | None = None, extras: bool = True, absent: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    missing = absent if extras else FROM_EXTRAS
+    code = ["-c", WITHOUT, ",".join(missing)] if missing else ["-m", "relex_core"]
     command = [sys.executable, *code, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
@@ -303,14 +309,20 @@ def test_storage_that_fails_is_status_5(root: Path) -> None:
 def test_without_torch_the_fit_says_what_to_install(root: Path) -> None:
     printed(relex("collect", "relex.yaml", cwd=root, extras=False))
     message = refused(relex("fit", "run", cwd=root, extras=False), 2)
-    assert 'pip install "relex[fit]"' in message
+    assert 'pip install ".[fit]"' in message
+
+
+@pytest.mark.parametrize("module", ["safetensors", "tokenizers", "transformers"])
+def test_a_demo_that_lacks_a_library_says_which_extra_brings_it(tmp_path: Path, module: str) -> None:
+    message = refused(relex("demo", "--out", "demo", cwd=tmp_path, absent=(module,)), 2)
+    assert message.startswith(f"{module} is not installed") and 'pip install ".[eval]"' in message
 
 
 def test_a_watch_says_before_it_waits_what_its_action_needs(root: Path) -> None:
     write_spec(root, t_cut=40)  # will never be complete: without the look ahead this would time out, exit 3
     waits = ("watch", "relex.yaml", "--timeout", "1", "--then")
-    assert 'pip install "relex[fit]"' in refused(relex(*waits, "run", cwd=root, extras=False), 2)
-    assert 'pip install "relex[kfp]"' in refused(relex(*waits, "kfp", cwd=root, extras=False), 2)
+    assert 'pip install ".[fit]"' in refused(relex(*waits, "run", cwd=root, extras=False), 2)
+    assert 'pip install ".[kfp]"' in refused(relex(*waits, "kfp", cwd=root, extras=False), 2)
 
 
 def test_a_run_says_that_its_window_has_gaps(tmp_path: Path) -> None:

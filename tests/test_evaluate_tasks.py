@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from relex_core.errors import DataError, SpecError, StorageError
-from relex_core.evaluate.grade import exact
+from relex_core.evaluate.grading.text import Exact
 from relex_core.evaluate.tasks import load_splits, load_task
 from relex_core.spec import EvaluationSpec, PromptSpec, TaskSpec, resolve_spec
 
@@ -91,7 +91,7 @@ def test_a_question_in_both_splits_is_refused_and_named(tmp_path):
     ],
 )
 def test_exact_grader(completion, answer, status):
-    assert exact(completion, answer) == status
+    assert Exact().grade(completion, answer) == status
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "tasks").glob("*.yaml"))

@@ -11,14 +11,14 @@ import pytest
 from relex_core.errors import DataError, WindowError
 from relex_core.forecast import Forecast, forecast_from_grams
 from relex_core.forecast.auto import choose
-from relex_core.forecast.cut import cut_at
+from relex_core.forecast.cut import Cut, cut_at
 from relex_core.forecast.eigen import first_eigenvectors
 from relex_core.forecast.expected import expected_at
 from relex_core.forecast.geometry import geometry
 from relex_core.forecast.held_out import HeldOut, held_out
 from relex_core.forecast.modules import layer_number, membership, module_type
 from relex_core.forecast.null_model import displacement_exponent
-from relex_core.forecast.predictors import mixing_weights, predictors
+from relex_core.forecast.predictors import coefficients, predictors
 from relex_core.forecast.skill import fair_pairs, line_table, pooled_line, pooled_skill
 from relex_core.forecast.window import Window, increments, window_of
 
@@ -145,10 +145,16 @@ def test_pooling_adds_errors_not_skills(held: HeldOut) -> None:
     ].all()
 
 
+def mixing_weights(name: str, cut: Cut, target: float) -> np.ndarray:
+    """The predictor as a mix of the observed deltas: W(τ) = W_0 + Σ_i weight_i Δ_i, "N k"."""
+    values = coefficients(name, TABLE, cut, np.array([float(target)]))[:, 0, :]
+    return np.einsum("nkf,nf->nk", cut.mixing(), values)
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_every_predictor_is_a_mix_of_observed_deltas(name: str) -> None:
     fit = cut_at(WINDOW, MEMBERS, AVERAGES)
-    weights = mixing_weights(name, TABLE, fit, 60)
+    weights = mixing_weights(name, fit, 60)
     for row, tensor in moved():
         expected = predicted(name, DELTAS[tensor], STEPS, fit.share[row], 60)
         np.testing.assert_allclose(weights[row] @ DELTAS[tensor], expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
@@ -163,7 +169,7 @@ def test_calibrated_is_the_null_models_own_ratio() -> None:
     assert square > 0
     above = (c * (np.minimum(STEPS, target) * walk + STEPS * target * square)).sum()
     below = (c * (np.minimum(STEPS, last) * walk + STEPS * last * square)).sum()
-    weights = mixing_weights("calibrated", TABLE, fit, target)[row]
+    weights = mixing_weights("calibrated", fit, target)[row]
     coefficient = weights @ DELTAS["model.layers.0.mlp.down_proj.weight"] @ v
     assert coefficient == pytest.approx(c[-1] * above / below, rel=1e-6)
 

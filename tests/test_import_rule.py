@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from relex_core.extras import EXTRA_OF
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "relex_core"
@@ -22,6 +25,7 @@ PACKAGE = ROOT / "relex_core"
 ORDER = (
     "__init__",  # the version; imports nothing
     "errors",
+    "extras",
     "layout",
     "parallel",
     "progress",
@@ -80,10 +84,11 @@ ORDER = (
     "__main__",
 )
 
-# What `pip install relex` (no extra) must be able to import: packages mean all of their modules.
+# What an install without extras must be able to import: packages mean all of their modules.
 BARE = (
     *(
         "errors",
+        "extras",
         "layout",
         "parallel",
         "progress",
@@ -99,7 +104,6 @@ BARE = (
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *(
         "groups",
-        "stripes",
         "stripes",
         "plan",
         "fit.__init__",
@@ -205,6 +209,14 @@ def test_every_module_has_its_place_in_the_order() -> None:
     assert set(ORDER) <= there, f"no longer there: {sorted(set(ORDER) - there)}"
 
 
+def test_the_architecture_shows_this_order() -> None:
+    """A folder of the table stands for what ORDER calls by its name; parts in brackets are told apart there only."""
+    table = (ROOT / "ARCHITECTURE.md").read_text().partition("| module | what it is | needs |")[2].partition("\n\n")[0]
+    cells = [re.sub(r"\(.*?\)", "", line.split("|")[1]) for line in table.splitlines()[2:]]
+    shown = [name.rstrip("/").replace("/", ".") for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    assert shown == [name for name in ORDER if not name.startswith("__")]
+
+
 @pytest.mark.parametrize("place", range(len(ORDER)), ids=ORDER)
 def test_arrows_point_upwards_only(place: int) -> None:
     allowed = set(ORDER[: place + 1])
@@ -244,6 +256,15 @@ def test_the_core_knows_no_orchestrator() -> None:
         if found.module.partition(".")[0] in ORCHESTRATORS | {"relex_kfp", "components", "pipelines"}
     ]
     assert not found, "\n".join(found)
+
+
+def test_a_missing_library_is_named_with_its_extra() -> None:
+    """What is imported beyond a bare install (and jaxtyping, which only tests load) stands in the table of extras."""
+    bare = {"click", "google", "google_crc32c", "pydantic", "requests", "rich", "urllib3", "yaml", "zstandard"}
+    libraries = {found.module.partition(".")[0] for path in SOURCES for found in imports_of(path)}
+    beyond = libraries - set(sys.stdlib_module_names) - bare - {"relex_core", "jaxtyping"}
+    through_find_spec = {"kfp"}
+    assert beyond | through_find_spec == set(EXTRA_OF)
 
 
 def modules(names: tuple[str, ...]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""lm-eval's harness for real, offline: a local task on the tiny model. Opt-in: pip install "relex[lmeval]"."""
+"""lm-eval's harness for real, offline: a local task on the tiny model. Opt-in: pip install ".[lmeval]"."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ TASK = "tiny_sums"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason='needs pip install "relex[lmeval]"'),
+    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason='needs pip install ".[lmeval]"'),
 ]
 
 

@@ -306,6 +306,16 @@ def test_non_finite_factors_are_refused_by_step_and_tensor(run: LoraRun, value: 
         fitted(run)
 
 
+def test_a_base_that_is_not_finite_is_refused_by_its_uri(run: LoraRun) -> None:
+    path, name = run.base / "model.safetensors", "model.layers.0.self_attn.q_proj.weight"
+    tensors = load_file(path)
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(DataError, match=f"the base holds NaN or Inf in tensor {name}") as caught:
+        fitted(run)
+    assert caught.value.where == str(run.base)
+
+
 def test_a_run_that_started_elsewhere_is_refused(run: LoraRun) -> None:
     """Training went on from another adapter: the first step is far from the base, and the run moves little."""
     for step in STEPS:

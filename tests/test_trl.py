@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def train(out: Path, steps: int) -> None:
     """GRPO on two-digit additions, rewarded for each even digit of the answer; saves every step."""
-    trl = pytest.importorskip("trl", reason="pip install 'relex[trl]'")
+    trl = pytest.importorskip("trl", reason="pip install '.[trl]'")
     from datasets import Dataset
     from transformers import AutoTokenizer
 

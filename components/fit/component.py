@@ -12,7 +12,7 @@ def fit(run: str, key: str, shard: str = "1/1") -> str:
     Args:
         run: URI of the run directory.
         key: of collect; part of the cache key, otherwise unused.
-        shard: "2/3": the second of three parts of about equal bytes. Different shards run at the same time.
+        shard: "2/3": the second of three parts of about equal weights. Different shards run at the same time.
 
     Returns:
         The shard.

@@ -4,6 +4,7 @@ RELEX_AIRFLOW_PLACE   pods (default) or local
 RELEX_IMAGE, RELEX_GPU_IMAGE, RELEX_GPU_COUNT, RELEX_NAMESPACE, RELEX_SERVICE_ACCOUNT      pods
 RELEX_PYTHON          local: interpreter of the environment with relex and torch
 RELEX_GCP_CONN_ID     connection for the sensor and the checks; unset: application-default credentials
+RELEX_POKE_SECONDS    seconds between the first looks of the sensor; unset: 60
 RELEX_SPEC            file with as much of the spec as all runs share (YAML or JSON)
 """
 

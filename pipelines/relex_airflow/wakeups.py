@@ -21,7 +21,7 @@ from relex_airflow.credentials import google_credentials
 from relex_airflow.judgement import judge
 from relex_airflow.params import params_of, resolve
 from relex_airflow.triggers import WindowTrigger
-from relex_core.manifest import digest_of, spec_digest
+from relex_core.manifest import short_digest, spec_digest
 from relex_core.spec import RunSpec
 
 
@@ -108,4 +108,4 @@ def due(forms: Sequence[Mapping[str, Any]], gcp_conn_id: str | None = None) -> l
 
 def _name(spec: RunSpec, window: str) -> str:
     facts = {"run": spec.run_root, "spec": spec_digest(spec), "window": window}
-    return f"relex-{digest_of(facts).rpartition(':')[2][:16]}"
+    return f"relex-{short_digest(facts)}"

@@ -8,7 +8,7 @@ from kfp_server_api.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from relex_core.errors import SpecError
-from relex_core.manifest import digest_of, spec_digest
+from relex_core.manifest import short_digest, spec_digest
 from relex_core.spec import RunSpec
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, api_error, connect, experiment_id, named
 
@@ -41,7 +41,7 @@ def schedule(spec: RunSpec, pipeline: Path, cluster: Cluster, *, cron: str = EVE
         raise SpecError(
             "there is no compiled pipeline", where=str(pipeline), next_step="python -m relex_kfp compile ..."
         )
-    name = f"relex-{digest_of([spec.run_root, spec_digest(spec)]).rpartition(':')[2][:16]}"
+    name = f"relex-{short_digest([spec.run_root, spec_digest(spec)])}"
     try:
         client = connect(cluster)
         experiment = experiment_id(client, cluster)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from relex_core.errors import SpecError
-from relex_core.manifest import WindowManifest, digest_of, spec_digest
+from relex_core.manifest import WindowManifest, short_digest, spec_digest
 from relex_core.spec import RunSpec
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,6 +50,6 @@ def plan_submission(spec: RunSpec, manifest: WindowManifest, pipeline: Path, *, 
             next_step="python -m relex_kfp compile --profile PROFILE --image IMAGE@sha256:DIGEST",
         ) from None
     facts = {"run": spec.run_root, "window": manifest.digest, "spec": spec_digest(spec), "images": images}
-    key = digest_of(facts).rpartition(":")[2][:16]
+    key = short_digest(facts)
     arguments = {"spec": spec.model_dump_json(), "shards": shards}
     return Submission(f"relex-{key}", pipeline, compiled, arguments, spec.run_root)

@@ -6,6 +6,7 @@ RELEX_SERVICE_ACCOUNT   of the pods
 RELEX_PIPELINE_ROOT     where the orchestrator keeps its artifacts (required on Vertex AI)
 KF_PIPELINES_ENDPOINT, KF_PIPELINES_NAMESPACE, KF_PIPELINES_TOKEN      Kubeflow
 GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_REGION                              Vertex AI
+RELEX_VERTEX_ENDPOINT   another address of Vertex AI's API; unset: the region's
 """
 
 from __future__ import annotations

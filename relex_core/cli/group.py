@@ -16,6 +16,7 @@ import click
 
 from relex_core import __version__
 from relex_core.errors import RelexError
+from relex_core.extras import EXTRA_OF, install
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,17 +63,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _missing_module(error: ModuleNotFoundError) -> str:
-    needed_for = {
-        "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl"),
-        "eval": ("transformers", "scipy"),
-        "kfp": ("kfp",),
-        "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
-    }
-    extra = {module: name for name, modules in needed_for.items() for module in modules}
     name = (error.name or "").partition(".")[0]
-    if name not in extra:
+    if name not in EXTRA_OF:
         raise error
-    return f'{name} is not installed\n  next:     pip install "relex[{extra[name]}]"'
+    return f"{name} is not installed\n  next:     {install(EXTRA_OF[name])}"
 
 
 def show(data: Any, text: Callable[[], str], as_json: bool) -> None:

@@ -48,11 +48,10 @@ class HarnessStanding(BaseModel):
     metrics: dict[str, Metric]
 
 
-class Test(BaseModel):
+class Condition(BaseModel):
     """One condition of the verdict: the interval of finalist − last observed (or base) against a threshold."""
 
     model_config = ConfigDict(frozen=True)
-    __test__ = False  # no test class of pytest
 
     task: str
     split: Split
@@ -98,9 +97,9 @@ class Decision(BaseModel):
     evidence: tuple[Comparison, ...]
     """On the confirmation split, for each task: finalist against last observed (these decide), finalist against base,
     last observed against base."""
-    tests: tuple[Test, ...]
+    tests: tuple[Condition, ...]
     """The conditions of the verdict: one for each confirmation task, one for each guard."""
-    base_tests: tuple[Test, ...]
+    base_tests: tuple[Condition, ...]
     """Finalist against base, one for each confirmation task; empty where `decision.beat_base` is off."""
     select: tuple[Standing, ...]
     confirm: tuple[Standing, ...]

@@ -21,7 +21,7 @@ from relex_core.errors import SpecError
 from relex_core.evaluate.grading.text import Choice, Exact, Grader, Status
 from relex_core.evaluate.process import Child, ChildDied
 
-__all__ = ["Grader", "Status", "exact", "grader_key", "open_grader"]
+__all__ = ["Grader", "Status", "grader_key", "open_grader"]
 
 # Raised whenever a change of ours can change a status: it makes everything be graded again, not generated.
 VERSION = 1
@@ -35,11 +35,6 @@ UNKNOWN: frozenset[str] = frozenset({"timeout", "unparseable_gold"})
 
 # The worker ends itself by processor time; this multiple of it on the clock is for what sleeps instead of computing.
 PATIENCE = 30
-
-
-def exact(completion: str, answer: str) -> Status:
-    """Equal once both are stripped of surrounding white space; "no_answer" for an empty completion."""
-    return Exact().grade(completion, answer)
 
 
 def grader_key(name: str, seconds: float) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 *superior*: on one confirmation task at least the whole interval lies above `min_gain`. Of m tasks the surest is asked
 with confidence 1 − α/m, the next with 1 − α/(m − 1), ..., until one fails (Holm 1979), so that one lucky task in many
-promotes nothing. And on no confirmation task does the interval lie wholly below 0.
+promotes nothing. And on no confirmation task does the interval lie wholly below min(`min_gain`, 0).
 
 *non_inferior*: on every confirmation task the interval lies above −`margin`. All must hold, so no correction is due
 (intersection-union test, Berger 1982).
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relex_core.evaluate.candidates import Candidate
-from relex_core.evaluate.decision import Test, p_text
+from relex_core.evaluate.decision import Condition, p_text
 from relex_core.evaluate.evidence import LEFT_OUT, Comparison, Evidence, Unknown
 from relex_core.evaluate.tasks import Split
 from relex_core.spec import DecisionSpec, EvaluationSpec, HarnessGuardSpec
@@ -35,9 +35,9 @@ class Verdict:
     promoted: bool
     alpha: float
     """1 − confidence of an interval that is not corrected for several tasks."""
-    confirm: tuple[Test, ...]
-    guards: tuple[Test, ...]
-    base: tuple[Test, ...]
+    confirm: tuple[Condition, ...]
+    guards: tuple[Condition, ...]
+    base: tuple[Condition, ...]
     """Finalist against base, one for each confirmation task; empty where the spec does not ask."""
     beats_last: bool
     beats_base: bool
@@ -78,17 +78,17 @@ def judge(evidence: Evidence, spec: EvaluationSpec, rule: DecisionSpec, unknown:
     return Verdict(promoted, alpha, confirm, guards, base, good, beats_base)
 
 
-def _better(tests: Sequence[Test], floor: float) -> bool:
+def _better(tests: Sequence[Condition], floor: float) -> bool:
     """Better on one task, and on none wholly below `floor`."""
     return any(test.held for test in tests) and all(test.comparison.interval[1] >= floor for test in tests)
 
 
 def _holm(
     evidence: Evidence, reference: Candidate, tasks: list[str], threshold: float, alpha: float, unknown: Unknown
-) -> tuple[Test, ...]:
+) -> tuple[Condition, ...]:
     """Step down from the surest task; the tests come in the order of the spec."""
     order = sorted(tasks, key=lambda task: evidence.p_above(reference, "confirm", task, threshold, unknown))
-    tests: dict[str, Test] = {}
+    tests: dict[str, Condition] = {}
     failed = False
     for left, task in zip(range(len(tasks), 0, -1), order, strict=True):
         test = _test(evidence, reference, "confirm", task, threshold, alpha / left, unknown)
@@ -106,18 +106,18 @@ def _test(
     alpha: float,
     unknown: Unknown,
     require: str = "shown",
-) -> Test:
+) -> Condition:
     comparison = evidence.compare(evidence.finalist, reference, split, task, 1 - alpha, unknown)
     return _tested(comparison, evidence.p_above(reference, split, task, threshold, unknown), threshold, require)
 
 
-def _harness_test(evidence: Evidence, guard: HarnessGuardSpec, alpha: float) -> Test:
+def _harness_test(evidence: Evidence, guard: HarnessGuardSpec, alpha: float) -> Condition:
     return _tested(*evidence.compare_harness(guard, 1 - alpha), -guard.margin, guard.require)
 
 
-def _tested(comparison: Comparison, p_above: float, threshold: float, require: str) -> Test:
+def _tested(comparison: Comparison, p_above: float, threshold: float, require: str) -> Condition:
     low, high = comparison.interval
-    return Test(
+    return Condition(
         task=comparison.task,
         split=comparison.split,
         threshold=threshold,
@@ -127,7 +127,7 @@ def _tested(comparison: Comparison, p_above: float, threshold: float, require: s
     )
 
 
-def _sentence(test: Test) -> str:
+def _sentence(test: Condition) -> str:
     gain = test.comparison
     low, high = gain.interval
     holds = "lies above" if low > test.threshold else "does not lie wholly above"

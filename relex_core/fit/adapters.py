@@ -10,7 +10,6 @@ Results do not depend on the number of threads: each tensor is one thread's work
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
 from relex_core.fit.artifact import TensorFit
 from relex_core.fit.basis import Basis, decompose, stored_basis
-from relex_core.fit.checks import FittedSoFar
+from relex_core.fit.checks import FittedSoFar, unsound_base
 from relex_core.fit.device import peak_resident_bytes, resident_bytes
 from relex_core.fit.group_results import GroupResult, GroupResults
 from relex_core.fit.key import FIT_KEY, fit_key
@@ -37,7 +36,7 @@ from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
 from relex_core.lora.window import StepAdapter, not_finite, open_adapters, read_elements
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.plan import refuse_impossible
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
@@ -105,9 +104,8 @@ def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = 
     groups = plan_groups(manifest, base_dtypes, spec.fit)
     adapters = [step.adapter for step in observed]
     names = [tensor.name for tensor in manifest.tensors]
-    cores = len(os.sched_getaffinity(0))
     budget = memory_budget or int(spec.fit.memory_budget)
-    workers, _ = workers_within(spec.fit, budget, names, adapters, cores, resident_bytes())
+    workers, _ = workers_within(spec.fit, budget, names, adapters, cores(), resident_bytes())
     key = fit_key(spec, manifest)
     with threadpool_limits(1), row_reads(manifest) as rows:
         results = GroupResults(store, len(groups), key)
@@ -193,9 +191,7 @@ def _base_square(context: AdapterFit, tensor: PlannedTensor) -> float:
         tile = read_elements(context.base, tensor.name, start, min(start + BASE_TILE, tensor.numel)).astype(np.float64)
         square += float(tile @ tile)
     if not np.isfinite(square):
-        raise DataError(
-            f"the base holds NaN or Inf in tensor {tensor.name}", where="base", next_step="use a sound base"
-        )
+        raise unsound_base(tensor.name, context.manifest)
     return square
 
 

@@ -41,7 +41,7 @@ def refuse_non_finite(part: Part, manifest: WindowManifest) -> None:
         return
     name = part.segment.tensor.name
     if not finite(part.base):
-        raise _unsound_base(name, manifest)
+        raise unsound_base(name, manifest)
     for step, row in zip(manifest.steps, part.slices, strict=True):
         if not finite(row):
             raise DataError(
@@ -67,10 +67,11 @@ def refuse_non_finite_directions(tensor: str, directions: np.ndarray, manifest: 
         DataError: the directions are not finite, although the Gram matrix is.
     """
     if not finite(directions):
-        raise _unsound_base(tensor, manifest)
+        raise unsound_base(tensor, manifest)
 
 
-def _unsound_base(tensor: str, manifest: WindowManifest) -> DataError:
+def unsound_base(tensor: str, manifest: WindowManifest) -> DataError:
+    """What refuses a base that holds NaN or Inf in a tensor."""
     return DataError(
         f"the base holds NaN or Inf in tensor {tensor}",
         where=manifest.base.uri,

@@ -76,7 +76,7 @@ def block_grams(
         (Gram matrices, by block; squared norms of the base, by block; columns that changed, or None where they are many
         or nobody looked: valid until this thread's next call)
     """
-    if tiles.kernels and tiles.kernels.take(slices, base):
+    if tiles.kernels and tiles.kernels.can_take(slices, base):
         return tiles.kernels.block_grams(slices, base, BLOCK_COLUMNS)
     steps, columns = slices.shape
     blocks, memory = -(-columns // BLOCK_COLUMNS), tiles.memory
@@ -115,7 +115,7 @@ def mix(
         mixing: C.
     """
     columns = np.ascontiguousarray(mixing.T, dtype=np.float32)
-    if tiles.kernels and tiles.kernels.take(slices, base):
+    if tiles.kernels and tiles.kernels.can_take(slices, base):
         return tiles.kernels.mix(slices, base, columns)
     memory = tiles.memory
     weights = memory.load(columns)

@@ -9,7 +9,6 @@ Memory: resident memory stays below `FitPlan.peak_bytes`, which stays below `fit
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,7 @@ from relex_core.fit.stream import WindowStream
 from relex_core.fit.summary import tensor_fit
 from relex_core.groups import Group, PlannedTensor, shard_groups
 from relex_core.manifest import WindowManifest, load_manifest
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.plan import FitPlan, plan_fit
 from relex_core.progress import progress
 from relex_core.spec import FitSpec, load_spec_of
@@ -83,7 +82,7 @@ def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> 
     spec, manifest = load_spec_of(run), load_manifest(run)
     budget = int(memory_budget or spec.fit.memory_budget)
     memory = choose_memory(spec.fit.device)
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     base, observed = _open_readers(manifest)
     base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
     plan = plan_fit(manifest, base_dtypes, spec.fit, budget, workers=workers, resident=resident_bytes())

@@ -43,7 +43,7 @@ def expected_at(
     across = members @ (line * calibrated)
     mixing = fit.mixing()
     own = mixing.transpose(0, 2, 1) @ window.grams @ mixing
-    unknown = _unknown(members, fit, targets)
+    unknown = _unknown(fit, targets)
     centre = coefficients("drift", table, fit, targets)
     errors = {}
     for name in table:
@@ -59,7 +59,7 @@ def expected_at(
     )
 
 
-def _unknown(members: np.ndarray, fit: Cut, targets: np.ndarray) -> np.ndarray:
+def _unknown(fit: Cut, targets: np.ndarray) -> np.ndarray:
     """h σ² + h² d² (1 − φ), "groups J": of the module types, and for the model their sum."""
     ahead = np.maximum(targets - fit.last_step, 0.0)
     walk, square = fit.drift.walk[:-1, None], fit.drift.square[:-1, None]

@@ -93,9 +93,3 @@ def coefficients(name: str, table: Mapping[str, Predictor], cut: Cut, times: np.
     for feature, value in table[name](cut, times).items():
         values[:, :, cut.features.index(feature)] = value
     return values
-
-
-def mixing_weights(name: str, table: Mapping[str, Predictor], cut: Cut, target: float) -> np.ndarray:
-    """The predictor as a mix of the observed deltas: W(τ) = W_0 + Σ_i weight_i Δ_i, "N k"."""
-    values = coefficients(name, table, cut, np.array([float(target)]))[:, 0, :]
-    return np.asarray(np.einsum("nkf,nf->nk", cut.mixing(), values))

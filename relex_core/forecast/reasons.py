@@ -52,7 +52,7 @@ def reasons(facts: Facts, limit: int | None, reached: bool, window: str, step: i
         return
     yield from _skill_reasons(facts)
     yield from _null_reasons(facts)
-    yield _horizon_reason(facts, limit, reached)
+    yield _horizon_reason(limit, reached)
     yield from _window_reasons(facts, window, step)
     yield from _incident_reasons(facts.incidents)
 
@@ -103,7 +103,7 @@ def _null_reasons(facts: Facts) -> Iterator[str]:
         yield f"at step {target} the line's coefficient is expected to be {overshoot:.2f} times the true one"
 
 
-def _horizon_reason(facts: Facts, limit: int | None, reached: bool) -> str:
+def _horizon_reason(limit: int | None, reached: bool) -> str:
     if limit is None:
         return "no horizon was measured at which extrapolating helped"
     if reached:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +22,17 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core.candidate import DTYPE_NAMES, Output
+from relex_core.candidate import DTYPE_NAMES, Output, not_finite
 from relex_core.checkpoints.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from relex_core.checkpoints.contents import Adapter, LowRankTarget, StoredTensor, TensorInfo
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import decode, encode
-from relex_core.errors import DataError
 from relex_core.lora.factors import LowRank, added, balanced, compress
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
 from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import TensorRecord, WindowManifest
-from relex_core.parallel import ordered_map
+from relex_core.parallel import cores, ordered_map
 from relex_core.spec import CandidatesSpec
 from relex_core.storage import Store, Writer, open_store, write_bytes
 
@@ -124,7 +122,7 @@ def write_adapters(
     """
     last, config = sources.last.adapter, _observed_config(manifest)
     written: list[dict[str, WrittenFactors]] = [{} for _ in outputs]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, threadpool_limits(1), ExitStack() as stack:
+    with ThreadPoolExecutor(cores()) as pool, threadpool_limits(1), ExitStack() as stack:
         streams = [stack.enter_context(_writer(store, last, base, output)) for output in outputs]
         found = ordered_map(pool, partial(_factors, sources, outputs), last.targets, ahead=1)
         for (name, target), several in zip(last.targets.items(), found, strict=True):
@@ -177,12 +175,7 @@ def _written(target: LowRankTarget, move: LowRank, output: Output) -> WrittenFac
     stored_b, stored_a = encode(b, dtype), encode(a, dtype)
     product = LowRank(_read_back(stored_b, b, dtype), _read_back(stored_a, a, dtype))
     if not product.finite:
-        raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {target.weight}",
-            where=f"{output.folder}, dtype {dtype}",
-            expected="finite weights",
-            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-        )
+        raise not_finite(output, target.weight)
     if not whole.rank:
         return WrittenFactors(stored_a, stored_b, 0.0, 0.0)
     (square, inner), (_, own) = low_rank_gram(added([whole, product]), [whole.rank, product.rank])

@@ -3,7 +3,7 @@
     Σ_j a_j D_j + Σ_t b_t Δ_t = L R            the same mixes as of full weights (mixes.py), never multiplied out
     W = W_0 + L R                              piece by piece, where full weights are written
 
-`AdapterSources` stands in for `mixing.Sources` where candidates are merged into the base.
+`AdapterSources` stands in for `mix_sources.Sources` where candidates are merged into the base.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from threading import Lock
 
 import numpy as np
 
-from relex_core.candidate import Output
+from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import Piece, TensorReader
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.dtypes import decode, encode
-from relex_core.errors import DataError, SpecError
+from relex_core.errors import SpecError
 from relex_core.fit.adapter_files import LEFT, RIGHT
 from relex_core.fit.artifact import FitArtifact
 from relex_core.fit.columns import rank_columns
@@ -180,10 +180,5 @@ def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.nda
     dtype = output.dtypes[piece.name]
     data = encode(weights, dtype)
     if not np.isfinite(decode(data, dtype)).all():
-        raise DataError(
-            f"candidate {output.recipe.name} is not finite in tensor {piece.name}",
-            where=f"{output.folder}, dtype {dtype}",
-            expected="finite weights",
-            next_step="choose a nearer target step or a smaller scale, or candidates.dtype: float32",
-        )
+        raise not_finite(output, piece.name)
     return data

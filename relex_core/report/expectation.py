@@ -133,7 +133,8 @@ def _predictors(forecast: Forecast) -> Plot:
         for name in order
         for each in [pooled[name]]
     )
-    headings = ("predictor", "skill", "cuts helped", *_padded(ranges, pooled[order[0]].by_windows if order else ()))
+    measured = len(pooled[order[0]].by_windows) if order else 0
+    headings = ("predictor", "skill", "cuts helped", *ranges[:measured])
     return Plot(
         id="predictors",
         kind="predictors",
@@ -143,10 +144,6 @@ def _predictors(forecast: Forecast) -> Plot:
         table=Table((*headings, *targets), table),
         constants={"order": order},
     )
-
-
-def _padded(ranges: tuple[str, ...], values: tuple[float | None, ...]) -> tuple[str, ...]:
-    return ranges[: len(values)]
 
 
 def _groups(forecast: Forecast) -> dict[str, Group]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relex_core.evaluate.decision import Decision, Test
+from relex_core.evaluate.decision import Condition, Decision
 from relex_core.report.text import p_value, points, points_interval
 from relex_core.report.view import Plot, Table
 from relex_core.spec import EvaluationSpec
@@ -89,5 +89,5 @@ def _lenient(spec: EvaluationSpec | None) -> str:
     return f" Of the guard {', '.join(names)} it must only not lie wholly to the left." if names else ""
 
 
-def split_name(test: Test) -> str:
+def split_name(test: Condition) -> str:
     return "guard" if test.split == "guard" else "confirmation"

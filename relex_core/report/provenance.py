@@ -87,7 +87,7 @@ def reproduce_section(run: Artifacts) -> Section:
     extra = "vllm" if run.spec.evaluation and run.spec.evaluation.backend == "vllm" else extra
     commands = "\n".join(
         (
-            f'pip install "relex[{extra},report]=={__version__}"',
+            f'pip install ".[{extra},report]"  # in a checkout of relex {__version__}',
             "# save the resolved spec above as spec.json, then:",
             "relex run spec.json --out again/",
             "relex report again/",

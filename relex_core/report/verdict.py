@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from relex_core.evaluate.candidates import BASE, LAST_OBSERVED
-from relex_core.evaluate.decision import Decision, Standing, Test
+from relex_core.evaluate.decision import Condition, Decision, Standing
 from relex_core.report.artifacts import Artifacts
 from relex_core.report.gain import gain_plot, split_name
 from relex_core.report.text import interval_words, percent, percent_interval, plural, points
@@ -86,7 +86,7 @@ def _summary(run: Artifacts, decision: Decision) -> Iterator[str]:
         yield _what_is_saved(run, decision)
 
 
-def _obstacles(decision: Decision) -> list[Test]:
+def _obstacles(decision: Decision) -> list[Condition]:
     """The conditions that kept the finalist from being promoted; see `evaluate.verdict`."""
     confirm = [test for test in decision.tests if test.split == "confirm"]
     failed = [test for test in confirm if not test.held]
@@ -95,7 +95,7 @@ def _obstacles(decision: Decision) -> list[Test]:
     return failed + [test for test in decision.tests if test.split == "guard" and not test.held]
 
 
-def _obstacle(test: Test) -> str:
+def _obstacle(test: Condition) -> str:
     interval = test.comparison.interval
     lies = "lies wholly below" if interval[1] < test.threshold else "does not lie wholly above"
     return (
@@ -129,7 +129,7 @@ def _facts(decision: Decision) -> Iterator[Fact]:
     yield Fact("Questions", f"{test.comparison.n:,}", f"would find a difference of {coarse:.1f} points (power 80 %)")
 
 
-def _main_test(decision: Decision) -> Test:
+def _main_test(decision: Decision) -> Condition:
     """The surest confirmation task, by the verdict's own measure."""
     confirm = [test for test in decision.tests if test.split == "confirm"]
     return min(confirm, key=lambda test: test.p_above)

@@ -146,7 +146,7 @@ class DecisionSpec(Section):
     """Of the interval on the confirmed gain."""
     rule: Literal["superior", "non_inferior"] = "superior"
     """`superior`: on a confirmation task the whole interval lies above min_gain (of several tasks: one, after Holm's
-    correction, and none lies wholly below 0). `non_inferior`: on every task it lies above -margin."""
+    correction, and none lies wholly below min(min_gain, 0)). `non_inferior`: on every task it lies above -margin."""
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     """The whole interval must lie above this difference in accuracy (0.01 = one point)."""
     margin: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -7,7 +7,7 @@ RFC 3720 appendix B.4; the method is that of zlib's ``crc32_combine``).
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from functools import lru_cache
 
 # Bit 31 is the coefficient of x^0, as in the checksums themselves ("reflected").
@@ -29,11 +29,6 @@ def combine(first: int, second: int, second_length: int) -> int:
 def encode(crc: int) -> str:
     """A checksum as Google Cloud Storage writes it: base64 of the big-endian bytes."""
     return b64encode(crc.to_bytes(4, "big")).decode("ascii")
-
-
-def decode(text: str) -> int:
-    """The checksum that `encode` wrote."""
-    return int.from_bytes(b64decode(text), "big")
 
 
 @lru_cache(maxsize=1024)  # the lengths of pieces and tensors repeat

@@ -1,0 +1,22 @@
+"""What the extras of pyproject.toml bring beyond a bare install, and how to get them."""
+
+from __future__ import annotations
+
+_MODULES = {
+    "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl"),
+    "eval": ("latex2sympy2_extended", "math_verify", "safetensors", "scipy", "sympy", "tokenizers", "transformers"),
+    "vllm": ("vllm",),
+    "lmeval": ("lm_eval",),
+    "tasks": ("datasets", "reasoning_gym"),
+    "kfp": ("kfp",),
+    "report": ("altair", "jinja2", "markupsafe", "vl_convert"),
+}
+EXTRA_OF = {module: extra for extra, modules in _MODULES.items() for module in modules}
+"""By module that relex imports when it is needed: the extra that brings it."""
+
+
+def install(*extras: str) -> str:
+    """The next step of someone who lacks these extras. relex is not on PyPI, where its name is another project's."""
+    noun = "extra" if len(extras) == 1 else "extras"
+    named = " and ".join(f'"{extra}"' for extra in extras)
+    return f'install relex with its {noun} {named}: pip install ".[{",".join(extras)}]" in a checkout'
