@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from relex_core.candidate import Candidate, whole_candidates
 from relex_core.collect import collect
+from relex_core.extras import install
 from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
 from relex_core.manifest import WindowManifest, gaps_text
@@ -79,7 +80,7 @@ def run(spec: RunSpec) -> RunResult:
 def _report(run: str) -> str | None:
     """Write the page, if what draws it is installed: a run on a small machine need not have it."""
     if not all(map(find_spec, ("altair", "jinja2", "vl_convert"))):
-        log.info('no report.html: pip install "relex[report]", then: relex report %s', run)
+        log.info("no report.html: %s; then: relex report %s", install("report"), run)
         return None
     from relex_core.report import report
 

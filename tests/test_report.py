@@ -306,4 +306,4 @@ def test_run_without_the_extra_says_how_to_get_it(
     monkeypatch.setattr(relex_core.run, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO, logger="relex"):
         assert relex_core.run._report("run") is None
-    assert 'pip install "relex[report]"' in caplog.text
+    assert 'relex with its extra "report"' in caplog.text

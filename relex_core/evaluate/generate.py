@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from relex_core.errors import SpecError
 from relex_core.evaluate.scratch import local_checkpoint, local_companions
+from relex_core.extras import install
 from relex_core.spec import EvaluationSpec
 
 VLLM_DTYPE = "bfloat16"
@@ -87,7 +88,7 @@ def _versions(*names: str) -> dict[str, str]:
         return {name: version(name) for name in names}
     except PackageNotFoundError as error:
         raise SpecError(
-            f"the backend needs {error.name}", where="evaluation.backend", next_step='pip install "relex[eval,vllm]"'
+            f"the backend needs {error.name}", where="evaluation.backend", next_step=install("eval", "vllm")
         ) from None
 
 

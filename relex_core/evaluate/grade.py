@@ -20,6 +20,7 @@ from pathlib import Path
 from relex_core.errors import SpecError
 from relex_core.evaluate.grading.text import Choice, Exact, Grader, Status
 from relex_core.evaluate.process import Child, ChildDied
+from relex_core.extras import install
 
 __all__ = ["Grader", "Status", "grader_key", "open_grader"]
 
@@ -62,7 +63,7 @@ def open_grader(name: str, seconds: float) -> Iterator[Grader]:
         yield IN_PROCESS[name]()
         return
     if name in LIBRARIES and importlib.util.find_spec("latex2sympy2_extended") is None:
-        raise SpecError(f"the grader {name} needs math-verify", next_step='pip install "relex[eval]"')
+        raise SpecError(f"the grader {name} needs math-verify", next_step=install("eval"))
     worker = _Remote(name, seconds)
     try:
         yield worker

@@ -25,6 +25,7 @@ from relex_core.evaluate.harness import SPLIT, HarnessResult, harness_folder, re
 from relex_core.evaluate.process import Child, ChildDied
 from relex_core.evaluate.scratch import local_checkpoint
 from relex_core.events import record_event
+from relex_core.extras import install
 from relex_core.manifest import load_manifest
 from relex_core.progress import progress
 from relex_core.spec import EvaluationSpec, load_spec_of
@@ -120,7 +121,7 @@ def _conditions(spec: EvaluationSpec | None, window: str, tasks: Sequence[str], 
     try:
         harness = version("lm_eval")
     except PackageNotFoundError:
-        raise SpecError("lm-eval is not installed", next_step='pip install "relex[lmeval]"') from None
+        raise SpecError("lm-eval is not installed", next_step=install("lmeval")) from None
     task = {"task": {"name": "lm-eval", "file": "none"}}
     plain = EvaluationSpec.model_validate({"select": task, "confirm": task, "device": spec.device if spec else "auto"})
     common = conditions(plain)

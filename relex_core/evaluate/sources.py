@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from relex_core.errors import DataError, ObjectNotFound, SpecError, StorageError
+from relex_core.extras import install
 from relex_core.spec import FieldsSpec, GeneratedSpec, HubSpec, TaskSpec
 from relex_core.storage import open_store, read_bytes, split_uri
 
@@ -79,9 +80,7 @@ def _from_hub(hub: HubSpec, fields: FieldsSpec) -> tuple[list[Item], str]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise SpecError(
-            "tasks from the hub need the library datasets", next_step='pip install "relex[tasks]"'
-        ) from None
+        raise SpecError("tasks from the hub need the library datasets", next_step=install("tasks")) from None
     try:
         rows = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
     except Exception as error:  # the library raises whatever its transports do
@@ -100,7 +99,7 @@ def _generated(spec: GeneratedSpec, taken: Collection[str]) -> tuple[list[Item],
     try:
         import reasoning_gym
     except ImportError:
-        raise SpecError("generated tasks need reasoning-gym", next_step='pip install "relex[tasks]"') from None
+        raise SpecError("generated tasks need reasoning-gym", next_step=install("tasks")) from None
     where = f"reasoning-gym {spec.dataset}, seed {spec.seed}"
     try:
         drawn = reasoning_gym.create_dataset(
