@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _MODULES = {
-    "fit": ("torch", "numpy", "ml_dtypes", "threadpoolctl"),
+    "fit": ("numpy", "ml_dtypes", "threadpoolctl"),
+    "cuda": ("torch",),
     "eval": ("latex2sympy2_extended", "math_verify", "safetensors", "scipy", "sympy", "tokenizers", "transformers"),
     "vllm": ("vllm",),
     "lmeval": ("lm_eval",),

@@ -10,7 +10,7 @@ from runs import random_base, random_walk, write_run
 from safetensors.torch import save_file
 
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError
-from relex_core.fit import fit, fit_shard, load_fit
+from relex_core.fit import device, fit, fit_shard, load_fit
 from relex_core.fit.device import choose_memory
 
 STEPS = [3, 4, 8, 20, 31]
@@ -134,6 +134,13 @@ def test_more_than_the_window_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_that_only_torch_knows_is_refused() -> None:
-    for device in ("abacus", "meta"):
-        with pytest.raises(SpecError, match=device):
-            choose_memory(device)
+    for name in ("abacus", "meta"):
+        with pytest.raises(SpecError, match=name):
+            choose_memory(name)
+
+
+def test_a_cuda_driver_without_torch_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(device, "_has_cuda_driver", lambda: True)
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    assert choose_memory("auto").name.startswith("cpu")
+    assert 'extra "cuda"' in caplog.text

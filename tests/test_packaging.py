@@ -37,4 +37,6 @@ def test_every_package_is_installed() -> None:
 def test_the_bare_install_is_light() -> None:
     heavy = {"torch", "numpy", "transformers", "scipy", "kfp", "apache-airflow", "vllm"}
     assert not heavy & {re.split(r"[<>=\[]", need)[0] for need in PYPROJECT["project"]["dependencies"]}
-    assert {"fit", "eval", "vllm", "kfp", "airflow", "dev"} <= set(PYPROJECT["project"]["optional-dependencies"])
+    assert {"fit", "cuda", "eval", "vllm", "kfp", "airflow", "dev"} <= set(
+        PYPROJECT["project"]["optional-dependencies"]
+    )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from relex_core.errors import SpecError
+from relex_core.extras import install
 from relex_core.fit.memory import HostMemory, Memory
+
+log = logging.getLogger("relex")
 
 
 def choose_memory(device: str) -> Memory:
@@ -19,6 +24,9 @@ def choose_memory(device: str) -> Memory:
         SpecError: there is no such device.
     """
     if device == "cpu" or (device == "auto" and not _has_cuda_driver()):
+        return HostMemory()
+    if device == "auto" and not find_spec("torch"):
+        log.warning("this machine has a CUDA driver, but no torch, so the fit is on the CPU: %s", install("cuda"))
         return HostMemory()
     import torch
 
