@@ -137,18 +137,22 @@ def finished_candidate(store: Store, output: Output) -> Candidate | None:
 
     After a decision the losers' weights are deleted and relex.json stays: such a candidate has to be written again.
     """
-    try:
-        candidate = Candidate.model_validate_json(read_bytes(store, f"{output.folder}/{layout.PROVENANCE}"))
-    except (ObjectNotFound, ValueError):
-        return None
-    return candidate if candidate.key == output.key and _whole(store, output.folder, candidate) else None
+    candidate = _read(store, f"{output.folder}/{layout.PROVENANCE}")
+    return candidate if candidate and candidate.key == output.key and _whole(store, output.folder, candidate) else None
 
 
 def whole_candidates(store: Store) -> list[Candidate]:
     """All candidates, of whatever recipes, whose files are still there; by name."""
     marks = [info.name for info in store.list(layout.CANDIDATES) if info.name.endswith(f"/{layout.PROVENANCE}")]
-    candidates = {mark: Candidate.model_validate_json(read_bytes(store, mark)) for mark in marks}
-    return [found for mark, found in candidates.items() if _whole(store, mark.rpartition("/")[0], found)]
+    found = [(mark.rpartition("/")[0], _read(store, mark)) for mark in marks]
+    return [candidate for folder, candidate in found if candidate and _whole(store, folder, candidate)]
+
+
+def _read(store: Store, mark: str) -> Candidate | None:
+    try:
+        return Candidate.model_validate_json(read_bytes(store, mark))
+    except (ObjectNotFound, ValueError):
+        return None
 
 
 def _whole(store: Store, folder: str, candidate: Candidate) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
 from relex_core.candidate import whole_candidates
-from relex_core.errors import WindowNotReady
+from relex_core.errors import DataError, WindowNotReady
 from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, load_manifest, spec_digest
 from relex_core.spec import RunSpec, load_spec_of
@@ -104,7 +104,7 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
     try:
         decision = load_decision(run)
         _refuse_outdated(run, decision, spec, manifest)
-    except WindowNotReady:
+    except (DataError, WindowNotReady):  # to be decided again, or refused by the stage that meets it
         return None
     kept = ["last_observed", *(candidate.name for candidate in whole_candidates(open_store(run)))]
     there = outcome.candidate == decision.candidate and outcome.candidate in kept

@@ -59,6 +59,8 @@ def corrected_answers(folder: Path) -> None:
         corrected_answers,
         lambda folder: (folder / "run/published.json").unlink(),
         lambda folder: (folder / "run/decision.json").unlink(),
+        lambda folder: (folder / "run/decision.json").write_text("{}"),
+        lambda folder: (folder / "run/candidates" / WON / "relex.json").write_text("{"),
         lambda folder: next((folder / "run/candidates" / WON).glob("*.safetensors")).unlink(),
     ],
 )
