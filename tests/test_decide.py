@@ -296,6 +296,14 @@ def test_when_nothing_is_promoted_all_candidates_go(run):
     assert weights(run) == []
 
 
+def test_a_candidate_that_took_no_part_keeps_its_weights(run):
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    decision = decide(str(run.path))
+    run.candidate("relex-step00333-scale1.00", 333)
+    assert delete_losers(str(run.path), decision) == [FAR]
+    assert weights(run) == [NEAR, "relex-step00333-scale1.00"]
+
+
 def test_nothing_is_deleted_when_the_winner_has_no_weights(run):
     confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
     decision = decide(str(run.path))

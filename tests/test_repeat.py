@@ -12,14 +12,20 @@ import pytest
 import yaml
 from kfp_support import make_spec, scripted_run, spec_data
 
+from relex_core.candidate import Output, write_provenance
 from relex_core.collect import collect
 from relex_core.decide import decide
-from relex_core.errors import SpecError, WindowNotReady
+from relex_core.errors import ObjectNotFound, SpecError, WindowNotReady
 from relex_core.evaluate import evaluate
+from relex_core.evaluate.generate import Completion
+from relex_core.evaluate.samples import Batch, BatchStore, samples_key, to_jsonl
+from relex_core.evaluate.tasks import Question
 from relex_core.extrapolate import extrapolate
+from relex_core.fit import FitArtifact
+from relex_core.manifest import WindowManifest
 from relex_core.publish import publish, published
 from relex_core.run import run
-from relex_core.storage import open_store
+from relex_core.storage import Store, open_store, write_bytes
 
 WON, LOST = "relex-step00020-scale1.00", "relex-step00040-scale1.00"
 
@@ -148,6 +154,38 @@ def test_a_decision_between_no_candidates_is_refused_before_the_fit(folder: Path
     assert not (folder / "run/fit").exists()
     with pytest.raises(SpecError, match="asks for no candidate"):
         evaluate(str(folder / "run"))
+
+
+def test_the_mark_of_a_process_that_writes_the_same_candidate_is_no_file_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_spec(folder, evaluation=None))
+    real, marks = write_provenance, sorted(folder.glob("run/candidates/*/relex.json"))
+    alone = [mark.read_bytes() for mark in marks]
+
+    def later(store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output) -> None:
+        real(store, manifest, fit, output)
+        real(store, manifest, fit, output)
+
+    for mark in marks:
+        mark.unlink()
+    monkeypatch.setattr("relex_core.extrapolate.write_provenance", later)
+    extrapolate(str(folder / "run"))
+    assert [mark.read_bytes() for mark in marks] == alone
+
+
+def test_batches_that_another_process_has_merged_are_read_from_its_samples(folder: Path) -> None:
+    store = open_store(str(folder))
+    batch = Batch(0, 0, 7, (Question("1 + 1 =", "2", "q"),))
+    slower = BatchStore(store, "eval/x", "sha256:key")
+    slower.write(batch, [Completion("2", 1, "stop")])
+    assert slower.missing([batch]) == []
+    row = {"id": "q", "sample": 0, "text": "2", "tokens": 1, "finish_reason": "stop", "generation": slower.key}
+    write_bytes(store, samples_key("eval/x"), to_jsonl([row]))
+    BatchStore(store, "eval/x", "sha256:key").remove()
+    assert slower.read(batch) == [Completion("2", 1, "stop")]
+    with pytest.raises(ObjectNotFound):
+        slower.read(Batch(1, 0, 7, (Question("1 + 2 =", "3", "other"),)))
 
 
 def test_two_runs_of_one_directory_end_well(folder: Path) -> None:
