@@ -21,7 +21,7 @@ PACKAGE = ROOT / "relex_core"
 # The order of the modules and packages of relex_core (a package: its modules but those that stand here by themselves).
 # Each imports only from itself and from those above it:
 # at module level, inside functions, and for type checking alike. There is no exception; the imports inside functions
-# of cli, run.py and fit/__init__.py are there to keep torch out until it is needed, not to get round this order.
+# of cli, run.py and fit/__init__.py keep numpy and torch out until they are needed; they do not get round this order.
 ORDER = (
     "__init__",  # the version; imports nothing
     "errors",
@@ -86,21 +86,7 @@ ORDER = (
 
 # What an install without extras must be able to import: packages mean all of their modules.
 BARE = (
-    *(
-        "errors",
-        "extras",
-        "layout",
-        "parallel",
-        "progress",
-        "shapes",
-        "storage",
-        "stored_json",
-        "json_text",
-        "yaml_text",
-        "spec",
-        "manifest",
-    ),
-    *("checkpoints", "events"),
+    *ORDER[1 : ORDER.index("observe")],
     *("observe", "collect", "inspect", "capture", "claim", "watch", "targets"),
     *(
         "groups",

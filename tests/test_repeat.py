@@ -128,6 +128,24 @@ def test_losers_of_an_earlier_decision_stay_out_where_they_cannot_be_measured(
     assert f"not in the spec, but among the candidates: {WON}" in caplog.text
 
 
+def test_where_all_have_lost_they_are_to_be_written_again(tmp_path: Path) -> None:
+    folder = scripted_run(tmp_path, candidates=0.2, last_observed=0.9)
+    run(make_spec(folder))
+    assert weights(folder) == []
+    corrected_answers(folder)
+    with pytest.raises(WindowNotReady, match="no candidate has weights"):
+        evaluate(str(folder / "run"))
+    again = run(make_spec(folder)).decision
+    assert again is not None and again.candidates.keys() == {WON, LOST}
+
+
+def test_candidates_that_no_spec_asks_for_may_be_measured(folder: Path) -> None:
+    run(make_spec(folder, evaluation=None))
+    collect(make_spec(folder, candidates={"scales": [], "baselines": ["last_observed"]}))
+    evaluate(str(folder / "run"))
+    assert decide(str(folder / "run")).candidates.keys() == {WON, LOST}
+
+
 def test_losers_of_an_earlier_decision_stay_in_where_they_were_measured(folder: Path) -> None:
     run(make_spec(folder))
     decision = run(make_spec(folder, candidates={"target_steps": [30]})).decision

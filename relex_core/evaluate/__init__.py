@@ -27,7 +27,7 @@ from relex_core.evaluate.tasks import Split
 from relex_core.manifest import load_manifest
 from relex_core.recipes import recipes_of, refuse_without_candidates
 from relex_core.spec import EvaluationSpec, RunSpec, load_spec_of
-from relex_core.storage import absolute_uri
+from relex_core.storage import absolute_uri, join_uri
 
 log = logging.getLogger("relex")
 
@@ -65,8 +65,8 @@ def evaluate(run: str, *, candidates: Sequence[str] = ()) -> list[EvalResult]:
     spec, written = evaluation_of(whole, run), written_candidates(run, manifest.digest)
     known = [*references(manifest), *written]
     chosen = choose(known, candidates) if candidates else []
-    refuse_without_candidates(whole, manifest)
     if not written and not chosen:
+        refuse_without_candidates(whole, manifest)
         raise WindowNotReady("no candidate is written yet", where=run, next_step=f"relex extrapolate {run}")
     with open_stage(run, spec, manifest) as stage:
         if chosen:
@@ -125,6 +125,12 @@ def _taking_part(stage: Stage, written: Sequence[Candidate], asked: Collection[s
     able = [c for c in written if c.weights or stage.was_measured(c, "select")]
     if lost := [c.name for c in written if c not in able]:
         log.warning("left out, for their weights were deleted after a decision: %s", ", ".join(lost))
+    if not able:
+        raise WindowNotReady(
+            "no candidate has weights, and none was measured as the spec now asks",
+            where=join_uri(stage.store.uri, layout.CANDIDATES),
+            next_step=f"relex extrapolate {stage.store.uri}",
+        )
     if extra := [c.name for c in able if c.name not in asked]:
         log.warning(
             "not in the spec, but among the candidates: %s; to leave one out, delete its folder in %s/%s",
