@@ -17,21 +17,19 @@ NUMPY_DTYPES = {
 }
 
 
-def decode(data: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored bytes as float32, or float64 where they are; exact.
+def widened(values: np.ndarray) -> np.ndarray:
+    """Floats as float32, or float64 where they are; exact."""
+    return values if values.dtype.itemsize >= 4 else values.astype(np.float32)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Floats in a stored dtype: rounded to nearest, ties to even; too large ones become Inf.
 
     Args:
-        data: uint8.
-        dtype: as safetensors spells it; one of the floats.
+        dtype: as safetensors spells it.
     """
-    values: np.ndarray = data.view(NUMPY_DTYPES[dtype])
-    return values if dtype in ("F64", "F32") else values.astype(np.float32)
-
-
-def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Numbers as stored bytes (uint8), rounded to nearest, ties to even; too large ones become Inf."""
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values.astype(NUMPY_DTYPES[dtype])).reshape(-1).view(np.uint8)
+        return values.astype(NUMPY_DTYPES[dtype], copy=False)
 
 
 def finite(array: np.ndarray) -> bool:
@@ -44,4 +42,4 @@ def finite(array: np.ndarray) -> bool:
 
 def as_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array, without a copy where it is contiguous."""
-    return memoryview(np.ascontiguousarray(array).view(np.uint8)).cast("B")
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -15,18 +15,20 @@ import numpy as np
 
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
-from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_checkpoint_reader, open_files_reader
+from relex_core.checkpoints.reader import Reader, TensorReader, open_checkpoint_reader, open_files_reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
 from relex_core.dtypes import NUMPY_DTYPES, as_bytes
+from relex_core.elements import read_stored, read_tensor
 from relex_core.errors import DataError
 from relex_core.fit import FitArtifact
 from relex_core.fit.columns import STATE_COLUMN, rank_columns
 from relex_core.fit.key import FIT_KEY
 from relex_core.guidance import Guidance
+from relex_core.lora.factors import LowRank
 from relex_core.manifest import WindowManifest
 from relex_core.mixes import Mix
 from relex_core.mixing import Column, Slices, Terms, mix_tiles
-from relex_core.spatial import CutMatrix, cut, spectrum
+from relex_core.spatial import cut, spectrum
 from relex_core.storage import ObjectInfo, Store, join_uri, open_store
 
 K = TypeVar("K")
@@ -44,26 +46,14 @@ class MixedPiece:
     name: str
     start: int
     stop: int
-    cuts: Mapping[Column, CutMatrix] = field(default_factory=dict)
+    cuts: Mapping[Column, LowRank] = field(default_factory=dict)
 
 
-class Columns:
-    """The stored columns of a fit. Safe to use from several threads."""
-
-    def __init__(self, run: str, fit: FitArtifact) -> None:
-        store = open_store(run)
-        listed = list(store.list("fit"))
-        self._readers = {
-            column: stored_reader(store, f"fit/{column}-", listed, fit) for column in (*fit.columns, STATE_COLUMN)
-        }
-
-    def __getitem__(self, column: str) -> TensorReader:
-        return self._readers[column]
-
-    def matrix(self, column: str, entry: TensorInfo) -> np.ndarray:
-        """One tensor of a column, whole: "m n" of float32."""
-        piece = MixedPiece(entry.name, 0, entry.numel)
-        return read_piece(self._readers[column], piece).astype(np.float32, copy=False).reshape(entry.shape)
+def column_readers(run: str, fit: FitArtifact) -> dict[str, TensorReader]:
+    """Readers of the stored columns of a fit, the state column among them."""
+    store = open_store(run)
+    listed = list(store.list("fit"))
+    return {column: stored_reader(store, f"fit/{column}-", listed, fit) for column in (*fit.columns, STATE_COLUMN)}
 
 
 class _Scratch(threading.local):
@@ -73,10 +63,10 @@ class _Scratch(threading.local):
         self._buffers: dict[object, np.ndarray] = {}
 
     def read(self, source: object, reader: Reader, piece: MixedPiece) -> np.ndarray:
-        """As `read_piece`; valid until this thread reads from that source again."""
+        """As `read_stored`; valid until this thread reads from that source again."""
         if source not in self._buffers:
             self._buffers[source] = np.empty(PIECE * max(ITEM_BYTES.values()), np.uint8)
-        return read_piece(reader, piece, self._buffers[source])
+        return read_stored(reader, piece.name, piece.start, piece.stop, self._buffers[source])
 
 
 class Sources:
@@ -86,7 +76,7 @@ class Sources:
         self, run: str, manifest: WindowManifest, fit: FitArtifact, base: TensorReader, guidance: Guidance | None
     ) -> None:
         self._fit, self._base, self._guidance = fit, base, guidance
-        self._columns = Columns(run, fit)
+        self._columns = column_readers(run, fit)
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
         self._observed: dict[int, Reader] = {}
         self._opening = threading.Lock()
@@ -94,28 +84,17 @@ class Sources:
 
     def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[MixedPiece]:
         """One tensor in pieces, with what all of them share."""
-        cuts = self._cut_directions(entry, {output.spatial_ranks.get(entry.name) for output in outputs})
+        cuts = cut_directions(self._columns, self._fit, entry.name, outputs)
         for start in range(0, entry.numel, PIECE):
             yield MixedPiece(entry.name, start, min(start + PIECE, entry.numel), cuts)
-
-    def _cut_directions(self, entry: TensorInfo, ranks: set[int | None]) -> dict[Column, CutMatrix]:
-        wanted = [rank for rank in ranks if rank is not None]
-        tensor = self._fit.tensors.get(entry.name)
-        if not wanted or tensor is None or not tensor.moved:
-            return {}
-        cuts: dict[Column, CutMatrix] = {}
-        for column in rank_columns(len(tensor.components)):
-            direction = self._columns.matrix(column, entry)
-            found = spectrum(direction)
-            cuts |= {(column, rank): cut(direction, found, rank) for rank in wanted}
-        return cuts
 
     def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
         tensor = self._fit.tensors.get(piece.name)
         if tensor is None:  # integers: state, not weights
             changed = piece.name in self._fit.changed_state
-            kept = read_piece(self._columns[STATE_COLUMN] if changed else self._base, piece)
+            source = self._columns[STATE_COLUMN] if changed else self._base
+            kept = read_stored(source, piece.name, piece.start, piece.stop)
             return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
         raw = self._scratch.read("base", self._base, piece)
         mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
@@ -150,18 +129,18 @@ class Sources:
             return self._observed[step]
 
 
-def read_piece(reader: Reader, piece: MixedPiece, memory: np.ndarray | None = None) -> np.ndarray:
-    """The piece's weights out of one reader, in the dtype they are stored in.
-
-    Args:
-        memory: uint8, to read into; None: new.
-    """
-    dtype = reader.tensors[piece.name].dtype
-    item = ITEM_BYTES[dtype]
-    size = (piece.stop - piece.start) * item
-    buffer = np.empty(size, dtype=np.uint8) if memory is None else memory[:size]
-    reader.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(buffer))
-    return buffer.view(NUMPY_DTYPES[dtype])
+def cut_directions(
+    columns: Mapping[str, Reader], fit: FitArtifact, name: str, outputs: Sequence[Output]
+) -> dict[Column, LowRank]:
+    """The directions of one matrix, cut to the spatial ranks that outputs want; nothing of one that never moved."""
+    ranks = {output.spatial_ranks[name] for output in outputs if name in output.spatial_ranks}
+    moved = fit.tensors[name].components if ranks and name in fit.tensors else ()
+    cuts: dict[Column, LowRank] = {}
+    for column in rank_columns(len(moved)):
+        direction = read_tensor(columns[column], name)
+        found = spectrum(direction)
+        cuts |= {(column, rank): cut(direction, found, rank) for rank in ranks}
+    return cuts
 
 
 def stored_reader(store: Store, prefix: str, listed: Sequence[ObjectInfo], fit: FitArtifact) -> TensorReader:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.lora.factors import LowRank
 from relex_core.shapes import Float
 
 BLOCK = 1024
@@ -29,21 +30,6 @@ class Spectrum:
     """One a column, float64."""
 
 
-@dataclass(frozen=True)
-class CutMatrix:
-    """A matrix of low rank, as a product: (m + n) · k numbers in place of m · n."""
-
-    left: Float[np.ndarray, "m k"]
-    right: Float[np.ndarray, "k n"]
-
-    def elements(self, start: int, stop: int) -> Float[np.ndarray, " n"]:
-        """Elements `start` to `stop` of the flattened matrix."""
-        columns = self.right.shape[1]
-        first, last = start // columns, -(-stop // columns)
-        flat: np.ndarray = (self.left[first:last] @ self.right).ravel()
-        return flat[start - first * columns : stop - first * columns]
-
-
 def spectrum(matrix: Float[np.ndarray, "m n"]) -> Spectrum:
     """Singular values and vectors of the shorter side; matrix: finite, of any float dtype."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
@@ -55,12 +41,12 @@ def spectrum(matrix: Float[np.ndarray, "m n"]) -> Spectrum:
     return Spectrum(np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1])
 
 
-def cut(matrix: Float[np.ndarray, "m n"], found: Spectrum, rank: int) -> CutMatrix:
+def cut(matrix: Float[np.ndarray, "m n"], found: Spectrum, rank: int) -> LowRank:
     """The matrix cut to rank `rank`, by projecting it onto its first singular vectors; found: its spectrum."""
     kept = found.vectors[:, :rank].astype(matrix.dtype)
     if matrix.shape[0] >= matrix.shape[1]:
-        return CutMatrix(matrix @ kept, np.ascontiguousarray(kept.T))
-    return CutMatrix(kept, kept.T @ matrix)
+        return LowRank(matrix @ kept, np.ascontiguousarray(kept.T), compressed=True)
+    return LowRank(kept, kept.T @ matrix, compressed=True)
 
 
 def noise_edge_rank(values: Float[np.ndarray, " side"], longer: int) -> int:

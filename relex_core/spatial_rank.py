@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relex_core import layout
 from relex_core.checkpoints.contents import TensorInfo
+from relex_core.elements import read_tensor
 from relex_core.errors import ObjectNotFound
 from relex_core.fit import FitArtifact
-from relex_core.mix_sources import Columns
+from relex_core.mix_sources import column_readers
 from relex_core.progress import progress
 from relex_core.recipes import Recipe
 from relex_core.spatial import noise_edge_rank, spectrum
@@ -56,12 +57,12 @@ def automatic_ranks(run: str, fit: FitArtifact, tensors: Iterable[TensorInfo]) -
             return found.ranks
     except (ObjectNotFound, ValidationError):
         pass
-    columns = Columns(run, fit)
+    directions = column_readers(run, fit)["direction"]
     matrices = [t for t in tensors if len(t.shape) == 2 and t.name in fit.tensors and fit.tensors[t.name].moved]
     ranks = {}
     with progress("spatial ranks", sum(entry.numel for entry in matrices), unit="weights") as advance:
         for entry in matrices:
-            values = spectrum(columns.matrix("direction", entry)).values
+            values = spectrum(read_tensor(directions, entry.name)).values
             ranks[entry.name] = noise_edge_rank(values, max(entry.shape))
             advance(entry.numel)
     write_bytes(

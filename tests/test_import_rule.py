@@ -51,6 +51,7 @@ ORDER = (
     "plan",
     "dtypes",
     "kernels",
+    "elements",
     "lora",
     "fit",
     "forecast",

@@ -155,6 +155,17 @@ def test_pieces_of_a_cut_matrix_are_those_of_the_truncated_one(m: int, n: int, r
     np.testing.assert_allclose(small.elements(start, stop), expected[start:stop], rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("shape", [(2500, 6), (6, 2500), (9, 9)])
+def test_a_matrix_of_several_blocks_is_cut_like_numpys_svd(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    u, sigma, vt = np.linalg.svd(matrix, full_matrices=False)
+    small = cut(matrix, spectrum(matrix), 3)
+    assert (small.left.shape, small.right.shape) == ((shape[0], 3), (3, shape[1]))
+    assert np.allclose(small.left @ small.right, (u[:, :3] * sigma[:3]) @ vt[:3], atol=1e-9)
+    for gram in (small.left.T @ small.left, small.right @ small.right.T):  # the terms are singular ones: `compressed`
+        assert np.allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(60, 60), (30, 120), (150, 50)])
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_the_noise_edge_finds_a_planted_rank(shape: tuple[int, int], rank: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from relex_core import layout
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
-from relex_core.dtypes import encode
+from relex_core.dtypes import as_bytes, rounded
 from relex_core.fit.basis import Basis
 from relex_core.groups import Group, PlannedTensor
 from relex_core.lora.factors import LowRank
@@ -53,7 +53,7 @@ class AdapterFiles:
                 ]
                 for piece in directions:
                     for writer, row in zip(writers, piece, strict=True):
-                        writer.write(memoryview(encode(row, self._dtype)))
+                        writer.write(as_bytes(rounded(row, self._dtype)))
             return
         pieces = [piece.astype(np.float32) for piece in directions]
         for column, name in enumerate(basis.names):
@@ -73,7 +73,7 @@ class AdapterFiles:
     def _write(self, key: str, described: Sequence[TensorDescription], parts: Rows) -> None:
         with safetensors_writer(self._store, key, described, self._metadata) as stream:
             for part in parts:
-                stream.write(memoryview(encode(part, self._dtype)))
+                stream.write(as_bytes(rounded(part, self._dtype)))
 
 
 def _sides(direction: LowRank) -> tuple[tuple[str, np.ndarray], ...]:

@@ -20,6 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from relex_core.checkpoints.reader import Reader, open_checkpoint_reader
+from relex_core.elements import read_floats
 from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
 from relex_core.fit.artifact import TensorFit
@@ -34,7 +35,7 @@ from relex_core.groups import Group, PlannedTensor, plan_groups, shard_groups
 from relex_core.lora.factors import LowRank, added, triangles
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.plan import WHOLE_TILE, workers_within
-from relex_core.lora.window import StepAdapter, not_finite, open_adapters, read_elements
+from relex_core.lora.window import StepAdapter, not_finite, open_adapters
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.parallel import cores, ordered_map
 from relex_core.plan import refuse_impossible
@@ -188,7 +189,7 @@ def _base_square(context: AdapterFit, tensor: PlannedTensor) -> float:
     """‖W_0‖² of one tensor."""
     square = 0.0
     for start in range(0, tensor.numel, BASE_TILE):
-        tile = read_elements(context.base, tensor.name, start, min(start + BASE_TILE, tensor.numel)).astype(np.float64)
+        tile = read_floats(context.base, tensor.name, start, min(start + BASE_TILE, tensor.numel)).astype(np.float64)
         square += float(tile @ tile)
     if not np.isfinite(square):
         raise unsound_base(tensor.name, context.manifest)
@@ -199,7 +200,7 @@ def _tiles(context: AdapterFit, tensor: PlannedTensor) -> Iterator[np.ndarray]:
     """The deltas of a tensor that was trained whole: "T m", float64, from left to right."""
     for start in range(0, tensor.numel, WHOLE_TILE):
         stop = min(start + WHOLE_TILE, tensor.numel)
-        base = read_elements(context.base, tensor.name, start, stop).astype(np.float64)
+        base = read_floats(context.base, tensor.name, start, stop).astype(np.float64)
         tile = np.stack([step.whole(tensor.name, start, stop) - base for step in context.observed])
         for step, row in zip(context.observed, tile, strict=True):
             if not np.isfinite(row).all():
@@ -224,8 +225,8 @@ def _refuse_thawed(context: AdapterFit, tensor: PlannedTensor) -> None:
             continue
         for start in range(0, tensor.numel, BASE_TILE):
             stop = min(start + BASE_TILE, tensor.numel)
-            copy = read_elements(step.reader, own, start, stop)
-            if not np.array_equal(copy, read_elements(context.base, tensor.name, start, stop)):
+            copy = read_floats(step.reader, own, start, stop)
+            if not np.array_equal(copy, read_floats(context.base, tensor.name, start, stop)):
                 raise DataError(
                     f"{step.reader.label}: the frozen weight {tensor.name} is not the base's",
                     where=f"{step.reader.label}, tensor {own}",

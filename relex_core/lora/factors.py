@@ -19,9 +19,6 @@ from relex_core.shapes import Float
 # Factors are stored in float32 at most, so what lies below its rounding is no part of the matrix.
 ROUNDING = float(np.finfo(np.float32).eps) / 2
 
-BLOCK = 1024
-"""Rows of a dense matrix that are converted to float64 at a time."""
-
 
 @dataclass(frozen=True)
 class LowRank:
@@ -118,18 +115,6 @@ def numerical_rank(sigma: Float[np.ndarray, " k"]) -> int:
     """How many of the descending singular values are needed for all but a share ROUNDING of the Frobenius norm."""
     tails = np.sqrt(np.cumsum(np.square(sigma)[::-1]))[::-1]
     return int(np.count_nonzero(tails > ROUNDING * tails[0])) if len(sigma) else 0
-
-
-def projected(matrix: Float[np.ndarray, "m n"], rank: int) -> LowRank:
-    """A dense matrix cut to its first `rank` singular vectors, by the Gram matrix of its shorter side."""
-    if matrix.shape[0] < matrix.shape[1]:
-        return projected(matrix.T, rank).transposed()
-    gram = np.zeros((matrix.shape[1],) * 2)
-    for start in range(0, len(matrix), BLOCK):
-        rows = matrix[start : start + BLOCK].astype(np.float64)
-        gram += rows.T @ rows
-    vectors = np.linalg.eigh(gram).eigenvectors[:, ::-1][:, :rank].astype(matrix.dtype)
-    return LowRank(matrix @ vectors, vectors.T, True)
 
 
 def balanced(compressed: LowRank, rank: int) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r n"]]:

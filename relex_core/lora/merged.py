@@ -15,9 +15,10 @@ import numpy as np
 from relex_core.checkpoints.contents import StoredTensor
 from relex_core.checkpoints.reader import Piece, TensorReader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
-from relex_core.dtypes import encode
+from relex_core.dtypes import as_bytes, rounded
+from relex_core.elements import read_floats
 from relex_core.lora.factors import LowRank
-from relex_core.lora.window import StepAdapter, read_elements
+from relex_core.lora.window import StepAdapter
 
 ELEMENTS = 4 * 2**20
 """Weights that are merged at a time."""
@@ -54,13 +55,13 @@ class MergedReader:
         first, last = piece.start // item, piece.stop // item
         for start in range(first, last, ELEMENTS):
             stop = min(start + ELEMENTS, last)
-            weights = encode(self._merged(piece.tensor, start, stop), dtype)
-            part[(start - first) * item : (stop - first) * item] = memoryview(weights)
+            weights = rounded(self._merged(piece.tensor, start, stop), dtype)
+            part[(start - first) * item : (stop - first) * item] = as_bytes(weights)
 
     def _merged(self, name: str, start: int, stop: int) -> np.ndarray:
         if name in self._observed.adapter.whole:
             return self._observed.whole(name, start, stop)
-        moved: np.ndarray = read_elements(self._base, name, start, stop) + self._delta_of(name).elements(start, stop)
+        moved: np.ndarray = read_floats(self._base, name, start, stop) + self._delta_of(name).elements(start, stop)
         return moved
 
     def _delta(self, name: str) -> LowRank:

@@ -26,7 +26,7 @@ from relex_core.candidate import DTYPE_NAMES, Output, not_finite
 from relex_core.checkpoints.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from relex_core.checkpoints.contents import Adapter, LowRankTarget, StoredTensor, TensorInfo
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
-from relex_core.dtypes import decode, encode
+from relex_core.dtypes import rounded
 from relex_core.lora.factors import LowRank, added, balanced, compress
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
@@ -172,19 +172,14 @@ def _written(target: LowRankTarget, move: LowRank, output: Output) -> WrittenFac
     dtype = output.dtypes[target.weight]
     whole = move.transposed() if target.transposed else move
     b, a = balanced(compress(whole), output.adapter_ranks[target.weight])
-    stored_b, stored_a = encode(b, dtype), encode(a, dtype)
-    product = LowRank(_read_back(stored_b, b, dtype), _read_back(stored_a, a, dtype))
+    stored_b, stored_a = rounded(b, dtype), rounded(a, dtype)
+    product = LowRank(stored_b.astype(np.float64), stored_a.astype(np.float64))  # what PEFT will read
     if not product.finite:
         raise not_finite(output, target.weight)
     if not whole.rank:
         return WrittenFactors(stored_a, stored_b, 0.0, 0.0)
     (square, inner), (_, own) = low_rank_gram(added([whole, product]), [whole.rank, product.rank])
     return WrittenFactors(stored_a, stored_b, float(square), max(float(square - 2 * inner + own), 0.0))
-
-
-def _read_back(stored: np.ndarray, values: np.ndarray, dtype: str) -> np.ndarray:
-    """What PEFT will read, float64."""
-    return decode(stored, dtype).reshape(values.shape).astype(np.float64)
 
 
 def _with_errors(output: Output, written: Mapping[str, WrittenFactors]) -> Output:

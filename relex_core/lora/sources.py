@@ -17,19 +17,20 @@ import numpy as np
 
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import TensorInfo
-from relex_core.checkpoints.reader import Piece, TensorReader
-from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
-from relex_core.dtypes import decode, encode
+from relex_core.checkpoints.reader import TensorReader
+from relex_core.checkpoints.safetensors_file import FLOATS
+from relex_core.dtypes import as_bytes, finite, rounded
+from relex_core.elements import read_floats, read_stored, read_tensor
 from relex_core.errors import SpecError
 from relex_core.fit.adapter_files import LEFT, RIGHT
 from relex_core.fit.artifact import FitArtifact
-from relex_core.fit.columns import rank_columns
 from relex_core.guidance import Guidance
-from relex_core.lora.factors import LowRank, added, nothing, projected
-from relex_core.lora.window import StepAdapter, open_adapter, read_elements, read_whole
+from relex_core.lora.factors import LowRank, added, nothing
+from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import WindowManifest
-from relex_core.mix_sources import PIECE, stored_reader
+from relex_core.mix_sources import PIECE, cut_directions, stored_reader
 from relex_core.mixes import Mix
+from relex_core.mixing import Column
 from relex_core.recipes import Recipe
 from relex_core.storage import open_store
 
@@ -43,7 +44,7 @@ class AdapterPiece:
     stop: int
     moves: tuple[LowRank, ...] = ()
     """One for each output; none where the tensor is frozen, or was trained whole."""
-    cuts: Mapping[tuple[str, int], LowRank] = field(default_factory=dict)
+    cuts: Mapping[Column, LowRank] = field(default_factory=dict)
     """Of a matrix that was trained whole: its directions, cut to the spatial ranks that are wanted of them."""
 
 
@@ -83,7 +84,7 @@ class AdapterSources:
         low_rank, whole = (entry.name in names for names in (self.last.adapter.targets, self.last.adapter.whole))
         moves = self.displacements(entry.name, outputs) if low_rank else ()
         dtype = np.dtype(np.float64 if self._wide(entry.name, outputs) else np.float32)
-        cuts = self._cut_directions(entry.name, outputs) if whole else {}
+        cuts = cut_directions(self._directions, self._fit, entry.name, outputs) if whole else {}
         for start in range(0, entry.numel, PIECE):
             stop = min(start + PIECE, entry.numel)
             yield AdapterPiece(entry.name, start, stop, tuple(move.astype(dtype) for move in moves), cuts)
@@ -92,12 +93,12 @@ class AdapterSources:
         """(weights mixed, their bytes for every output)."""
         stored = self._base.tensors[piece.name]
         if stored.dtype not in FLOATS:
-            raw = self._raw(piece, stored.dtype)
-            return piece.stop - piece.start, [raw] * len(outputs)
-        base = read_elements(self._base, piece.name, piece.start, piece.stop)
+            state = read_stored(self._base, piece.name, piece.start, piece.stop)
+            return piece.stop - piece.start, [as_bytes(state)] * len(outputs)
+        base = read_floats(self._base, piece.name, piece.start, piece.stop)
         base = base.astype(np.float64) if self._wide(piece.name, outputs) else base
         return piece.stop - piece.start, [
-            memoryview(_rounded(self._weights(base, piece, number, output), piece, output))
+            as_bytes(_rounded(self._weights(base, piece, number, output), piece, output))
             for number, output in enumerate(outputs)
         ]
 
@@ -110,9 +111,9 @@ class AdapterSources:
             return base
         mix, weights = self._mix(piece.name, output), base
         for column, a in mix.columns.items():
-            cut = piece.cuts.get((column, output.spatial_ranks.get(piece.name, 0)))
+            cut = piece.cuts.get((column, output.spatial_ranks.get(piece.name)))
             if cut is None:
-                direction = read_elements(self._directions[column], piece.name, piece.start, piece.stop)
+                direction = read_floats(self._directions[column], piece.name, piece.start, piece.stop)
             else:
                 direction = cut.elements(piece.start, piece.stop)
             weights = weights + a * direction
@@ -120,21 +121,12 @@ class AdapterSources:
             weights = weights + b * (self._step(step).whole(piece.name, piece.start, piece.stop) - base)
         return weights
 
-    def _cut_directions(self, name: str, outputs: Sequence[Output]) -> dict[tuple[str, int], LowRank]:
-        ranks = {output.spatial_ranks[name] for output in outputs if name in output.spatial_ranks}
-        moved = self._fit.tensors[name].components if ranks else ()
-        cuts: dict[tuple[str, int], LowRank] = {}
-        for column in rank_columns(len(moved)):
-            direction = read_whole(self._directions[column], name)
-            cuts |= {(column, rank): projected(direction, rank) for rank in ranks}
-        return cuts
-
     def _mix(self, name: str, output: Output) -> Mix:
         return output.recipe.mix(self._fit, name, self._guidance)
 
     def _column(self, column: str, name: str) -> LowRank:
         reader = self._factors[column]
-        left, right = (read_whole(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
+        left, right = (read_tensor(reader, name + side).astype(np.float64) for side in (LEFT, RIGHT))
         return LowRank(left, right, compressed=reader.tensors[name + LEFT].dtype == "F32")  # bfloat16 bends the angles
 
     def _step(self, step: int) -> StepAdapter:
@@ -149,12 +141,6 @@ class AdapterSources:
     def _wide(self, name: str, outputs: Sequence[Output]) -> bool:
         """Whether a tensor is summed in float64."""
         return "F64" in (self._base.tensors[name].dtype, *(output.dtypes.get(name) for output in outputs))
-
-    def _raw(self, piece: AdapterPiece, dtype: str) -> memoryview:
-        item = ITEM_BYTES[dtype]
-        data = bytearray((piece.stop - piece.start) * item)
-        self._base.read([Piece(piece.name, piece.start * item, piece.stop * item, 0)], memoryview(data))
-        return memoryview(data)
 
 
 def refuse_automatic_ranks(recipes: Sequence[Recipe]) -> None:
@@ -172,13 +158,12 @@ def refuse_automatic_ranks(recipes: Sequence[Recipe]) -> None:
 
 
 def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.ndarray:
-    """One output's bytes.
+    """One output's weights in its dtype.
 
     Raises:
-        DataError: they are not finite in its dtype.
+        DataError: they are not finite there.
     """
-    dtype = output.dtypes[piece.name]
-    data = encode(weights, dtype)
-    if not np.isfinite(decode(data, dtype)).all():
+    stored = rounded(weights, output.dtypes[piece.name])
+    if not finite(stored):
         raise not_finite(output, piece.name)
-    return data
+    return stored

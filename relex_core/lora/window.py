@@ -10,9 +10,8 @@ import numpy as np
 
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Adapter
-from relex_core.checkpoints.reader import Piece, Reader, TensorReader
-from relex_core.checkpoints.safetensors_file import ITEM_BYTES
-from relex_core.dtypes import decode
+from relex_core.checkpoints.reader import Reader, TensorReader
+from relex_core.elements import read_floats, read_tensor
 from relex_core.errors import CheckpointChanged, DataError
 from relex_core.lora.factors import LowRank
 from relex_core.manifest import CheckpointRecord
@@ -34,7 +33,7 @@ class StepAdapter:
             DataError: a factor is not finite.
         """
         target = self.adapter.targets[weight]
-        a, b = (read_whole(self.reader, name).astype(np.float64) for name in (target.a, target.b))
+        a, b = (read_tensor(self.reader, name).astype(np.float64) for name in (target.a, target.b))
         delta = LowRank(target.scaling * b, a)
         if not delta.finite:
             raise not_finite(self.reader.label, weight)
@@ -42,7 +41,7 @@ class StepAdapter:
 
     def whole(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements `start` to `stop` of a tensor that was trained whole."""
-        return read_elements(self.reader, self.adapter.whole[name], start, stop)
+        return read_floats(self.reader, self.adapter.whole[name], start, stop)
 
 
 def open_adapter(label: str, store: Store, files: Sequence[ObjectInfo]) -> StepAdapter:
@@ -73,21 +72,6 @@ def open_adapters(checkpoints: Sequence[CheckpointRecord], pool: Executor) -> li
         return open_adapter(f"step {record.step}", store, [file.info() for file in record.files])
 
     return list(pool.map(opened, stores, checkpoints))
-
-
-def read_whole(reader: Reader, name: str) -> np.ndarray:
-    """One tensor, in its shape: float32, or float64 where it is."""
-    entry = reader.tensors[name]
-    return read_elements(reader, name, 0, entry.numel).reshape(entry.shape)
-
-
-def read_elements(reader: Reader, name: str, start: int, stop: int) -> np.ndarray:
-    """Elements `start` to `stop` of one tensor: float32, or float64 where it is."""
-    dtype = reader.tensors[name].dtype
-    item = ITEM_BYTES[dtype]
-    data = np.empty((stop - start) * item, dtype=np.uint8)
-    reader.read([Piece(name, start * item, stop * item, 0)], memoryview(data))
-    return decode(data, dtype)
 
 
 def not_finite(label: str, name: str) -> DataError:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core.checkpoints.reader import Piece, Reader
-from relex_core.checkpoints.safetensors_file import ITEM_BYTES
-from relex_core.dtypes import decode
+from relex_core.checkpoints.reader import Reader
+from relex_core.elements import read_floats
 from relex_core.parallel import ordered_map
 from relex_core.probe.ranges import GROUPS, Range, Sample
 from relex_core.progress import progress
@@ -44,8 +43,8 @@ def read_grams(base: Reader, steps: Sequence[Reader], samples: Sequence[Sample])
     chunks = [chunk for sample in samples for part in sample.ranges for chunk in _chunks(part)]
 
     def gram(chunk: Range) -> tuple[Range, np.ndarray]:
-        origin = _read(base, chunk)
-        rows = np.stack([_read(step, chunk) - origin for step in steps])
+        origin = read_floats(base, chunk.tensor, chunk.start, chunk.stop)
+        rows = np.stack([read_floats(step, chunk.tensor, chunk.start, chunk.stop) - origin for step in steps])
         return chunk, (rows @ rows.T).astype(np.float64)
 
     total = sum(chunk.stop - chunk.start for chunk in chunks)
@@ -60,12 +59,3 @@ def read_grams(base: Reader, steps: Sequence[Reader], samples: Sequence[Sample])
 def _chunks(part: Range) -> Iterator[Range]:
     for start in range(part.start, part.stop, CHUNK):
         yield replace(part, start=start, stop=min(start + CHUNK, part.stop))
-
-
-def _read(reader: Reader, part: Range) -> np.ndarray:
-    """Weights in float32, or float64 where they are stored so: exact for every dtype."""
-    dtype = reader.tensors[part.tensor].dtype
-    item = ITEM_BYTES[dtype]
-    raw = np.empty((part.stop - part.start) * item, np.uint8)
-    reader.read([Piece(part.tensor, part.start * item, part.stop * item, 0)], memoryview(raw))
-    return decode(raw, dtype)
