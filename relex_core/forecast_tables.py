@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.filesize import decimal
+
 from relex_core.forecast import Forecast
 from relex_core.forecast.names import HOLD
 from relex_core.probe import Probe
-from relex_core.tables import size_text, steps_text, table_text
+from relex_core.tables import steps_text, table_text
 
 
 def forecast_text(forecast: Forecast) -> str:
@@ -48,7 +50,7 @@ def probe_text(probe: Probe) -> str:
     share = 100 * probe.share
     percent = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
     read = [
-        f"A sample of {percent} % of the weights, {size_text(probe.bytes_read)} read: "
+        f"A sample of {percent} % of the weights, {decimal(probe.bytes_read)} read: "
         f"{probe.ranges} ranges, the same at every step: {steps_text(probe.steps)}.",
         f"Is extrapolation worthwhile? {advice.worthwhile}",
     ]

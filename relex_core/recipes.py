@@ -205,11 +205,14 @@ def _baseline(
 
 
 def worth_writing(recipes: Sequence[Recipe], guidance: Guidance | None) -> list[Recipe]:
-    """Without those of `auto` that say nothing new: copies of the last observed checkpoint, or of one another."""
+    """Without those of `auto` that say nothing new: copies of the last observed checkpoint, or of one another.
+
+    Where nothing else is left one copy stays: it ties, and the run ends with a decision to keep what was observed.
+    """
     kept: list[Recipe] = []
     for recipe in recipes:
         again = any(other.method == "auto" for other in kept)
         stale = guidance is not None and (guidance.holds or (guidance.stays and again))
         if recipe.method != "auto" or not stale:
             kept.append(recipe)
-    return kept
+    return kept or list(recipes[:1])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from click import HelpFormatter
+from rich.filesize import decimal
 
 if TYPE_CHECKING:  # every command prints something, few load all of these
     from relex_core.decide import Decision
@@ -46,15 +47,6 @@ def table_text(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def size_text(count: float) -> str:
-    """Decimal bytes: 1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def steps_text(steps: Sequence[int]) -> str:
     """[1, 2, 3, 4] -> "4 (1, 2, ..., 4)"."""
     shown = ", ".join(map(str, steps)) if len(steps) <= 6 else f"{steps[0]}, {steps[1]}, ..., {steps[-1]}"
@@ -69,13 +61,13 @@ def trajectory_text(report: TrajectoryReport) -> str:
             _state(step),
             str(step.tensors),
             " ".join(step.dtypes),
-            size_text(step.bytes),
+            decimal(step.bytes),
         )
         for step in report.steps
     ]
     parts = [table_text(("step", "layout", "state", "tensors", "dtypes", "size"), rows)]
     complete = [step for step in report.steps if step.complete]
-    total = size_text(sum(step.bytes for step in complete))
+    total = decimal(sum(step.bytes for step in complete))
     parts.append(f"Complete: {len(complete)} of {len(rows)} steps, {total}.")
     named = {step.adapter.base for step in complete if step.adapter and step.adapter.base}
     if named:
@@ -99,11 +91,11 @@ def plan_text(plan: RunPlan) -> str:
     rows = [
         ("steps", steps_text(plan.steps)),
         ("weights", f"{plan.weights:,} in {plan.tensors} tensors"),
-        ("fit reads", f"at most {size_text(plan.fit_reads)} (window {size_text(plan.window_bytes)})"),
+        ("fit reads", f"at most {decimal(plan.fit_reads)} (window {decimal(plan.window_bytes)})"),
         ("read twice", f"at most {len(plan.read_twice)} tensors" if plan.read_twice else "nothing"),
-        ("fit writes", f"at most {size_text(plan.fit_writes)}"),
-        ("memory", f"at most {size_text(plan.memory)}"),
-        ("candidates", f"{len(plan.candidates)}, {size_text(plan.candidate_writes)} before losers are deleted"),
+        ("fit writes", f"at most {decimal(plan.fit_writes)}"),
+        ("memory", f"at most {decimal(plan.memory)}"),
+        ("candidates", f"{len(plan.candidates)}, {decimal(plan.candidate_writes)} before losers are deleted"),
     ]
     return facts_text("plan", rows) + "\n" + "\n".join(f"  {name}" for name in plan.candidates)
 
@@ -135,8 +127,8 @@ def fit_text(artifact: FitArtifact) -> str:
         ("explained variance", _share(summary.explained_variance)),
         ("R² of the line, median", _share(summary.r_squared_median)),
         ("‖W_T − W_0‖ / ‖W_0‖", _share(summary.relative_update)),
-        ("read", f"{size_text(artifact.bytes_read)} in {artifact.seconds:.1f} s"),
-        ("peak memory", size_text(artifact.peak_rss_bytes)),
+        ("read", f"{decimal(artifact.bytes_read)} in {artifact.seconds:.1f} s"),
+        ("peak memory", decimal(artifact.peak_rss_bytes)),
     ]
     return facts_text("fit", rows)
 
@@ -191,4 +183,4 @@ def run_text(result: RunResult) -> str:
 
 
 def report_text(files: ReportFiles) -> str:
-    return "\n".join([f"{files.page} ({size_text(files.size)})", *files.figures])
+    return "\n".join([f"{files.page} ({decimal(files.size)})", *files.figures])

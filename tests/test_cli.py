@@ -145,7 +145,7 @@ def test_a_stage_loads_only_what_it_needs(root: Path) -> None:
         return result.stdout.splitlines()[-1].split()[1:]
 
     (root / "relex.json").write_text((root / "relex.yaml").read_text())
-    heavy = "google,numpy,numpy.ma,rich,scipy,torch,yaml"
+    heavy = "google,numpy,numpy.ma,rich.console,scipy,torch,yaml"
     assert loaded(f"{heavy},asyncio,jaxtyping,pydantic", "collect", "relex.json") == ["pydantic"]
     assert loaded(heavy, "collect", "relex.yaml", "--out", "other") == ["yaml"]
     assert loaded(f"{heavy},asyncio,jaxtyping", "fit", "run") == ["numpy"]

@@ -215,6 +215,8 @@ def test_auto_is_written_only_where_it_says_something_new() -> None:
     assert written("hold", "hold") == ["drift-step00020"]
     assert written("hold", "trailing_average_5") == ["auto-step00020", "drift-step00020"]
     assert written("hold", "pinned") == ["auto-step00020", "auto-step00040", "drift-step00020"]
+    recipes = recipes[:2]
+    assert written("hold", "hold") == ["auto-step00020"]  # a decision compares at least one candidate
 
 
 @pytest.mark.parametrize("degree", [1, 2])

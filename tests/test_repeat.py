@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from kfp_support import make_spec, scripted_run, spec_data
+from safetensors.torch import load_file, save_file
 
 from relex_core.candidate import Output, write_provenance
 from relex_core.collect import collect
@@ -22,6 +24,7 @@ from relex_core.evaluate.samples import Batch, BatchStore, samples_key, to_jsonl
 from relex_core.evaluate.tasks import Question
 from relex_core.extrapolate import extrapolate
 from relex_core.fit import FitArtifact
+from relex_core.gate import gate
 from relex_core.manifest import WindowManifest
 from relex_core.publish import publish, published
 from relex_core.run import run
@@ -52,6 +55,27 @@ def test_a_finished_run_is_not_done_again(folder: Path) -> None:
     assert again.decision == first.decision
     assert [candidate.name for candidate in again.candidates] == [WON]
     assert events(folder) == before
+
+
+def step_of(weights: Path) -> int:
+    return int(weights.parents[2].name.removeprefix("global_step_"))
+
+
+def test_a_run_whose_only_candidate_holds_ends_with_a_decision(folder: Path) -> None:
+    """Of a walk without drift no predictor beats the last observed checkpoint."""
+    [base] = folder.glob("trajectory/base/*.safetensors")
+    state, random = load_file(base), torch.Generator().manual_seed(0)
+    for path in sorted(folder.glob("trajectory/global_step_*/actor/huggingface/*.safetensors"), key=step_of):
+        state = {name: w + 0.01 * torch.randn(w.shape, generator=random).to(w.dtype) for name, w in state.items()}
+        save_file(state, path, metadata={"format": "pt"})
+    spec = make_spec(
+        folder, candidates={"target_steps": [20, 40], "scales": [], "baselines": ["last_observed", "auto"]}
+    )
+    decision = run(spec).decision
+    assert decision is not None and set(decision.candidates) == {"auto-step00020"}
+    relex = json.loads((folder / "run/candidates/auto-step00020/relex.json").read_text())
+    assert set(relex["predictors"].values()) == {"hold"}
+    assert gate(spec).state == "done"
 
 
 def corrected_answers(folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from rich.filesize import decimal
+
 from relex_core import __version__, layout
 from relex_core.evaluate.cost import cost_of
 from relex_core.report.artifacts import Artifacts
-from relex_core.report.text import NONE, bytes_text, compact, plural, seconds_text
+from relex_core.report.text import NONE, compact, plural, seconds_text
 from relex_core.report.view import Fact, Plot, Row, Section, Table
 from relex_core.report.weights import fit_cost
 
@@ -74,7 +76,7 @@ def _checkpoints(run: Artifacts) -> Table:
     base = run.window.base
     everything = [("base", base.uri, base.files), *((str(c.step), c.uri, c.files) for c in run.window.checkpoints)]
     rows = tuple(
-        (step, uri, plural(len(files), "file"), bytes_text(sum(file.size for file in files)))
+        (step, uri, plural(len(files), "file"), decimal(sum(file.size for file in files)))
         for step, uri, files in everything
     )
     note = f"Generations and checksums: {layout.WINDOW}"

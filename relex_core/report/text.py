@@ -60,15 +60,6 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def bytes_text(count: float) -> str:
-    """Decimal bytes: 1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def plural(count: int, noun: str) -> str:
     """ "1 question", "2 questions"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

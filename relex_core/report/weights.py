@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from rich.filesize import decimal
 
 from relex_core.fit.artifact import Component, FitArtifact, TensorFit
 from relex_core.forecast.modules import layer_number, module_type
 from relex_core.report.artifacts import Artifacts
-from relex_core.report.text import bytes_text, compact, number, percent, plural
+from relex_core.report.text import compact, number, percent, plural
 from relex_core.report.view import Fact, Plot, Row, Section, Table
 
 MOST_NUMBERS = 40_000
@@ -210,7 +211,7 @@ def walk_spectrum(steps: Sequence[int]) -> np.ndarray:
 def fit_cost(fit: FitArtifact) -> tuple[tuple[str, str], ...]:
     """What the fit took, for the cost table."""
     return (
-        ("read by the fit", bytes_text(fit.bytes_read)),
-        ("peak memory of the fit", bytes_text(fit.peak_rss_bytes)),
+        ("read by the fit", decimal(fit.bytes_read)),
+        ("peak memory of the fit", decimal(fit.peak_rss_bytes)),
         ("fitted on", f"{fit.device}, {plural(len(fit.steps), 'checkpoint')}"),
     )
