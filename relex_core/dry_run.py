@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from relex_core.candidate import output_dtypes
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Adapter
-from relex_core.checkpoints.reader import base_dtypes_of
+from relex_core.checkpoints.reader import open_base
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.collect import find_window
 from relex_core.fit.columns import stored_columns
@@ -54,7 +54,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
         WindowNotReady, WindowError, DataError, SpecError: as the run itself would.
     """
     manifest = find_window(spec)
-    base_dtypes = base_dtypes_of(manifest)
+    base_dtypes = open_base(manifest).dtypes
     if manifest.adapters:
         return _plan_adapters(spec, manifest, base_dtypes)
     plan = plan_fit(manifest, base_dtypes, spec.fit, int(spec.fit.memory_budget), workers=cores())

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from relex_core import layout
 from relex_core.candidate import (
@@ -29,7 +30,7 @@ from relex_core.candidate import (
     write_provenance,
 )
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
-from relex_core.checkpoints.reader import TensorReader, open_checkpoint_reader
+from relex_core.checkpoints.reader import TensorReader, open_base
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.errors import DataError, ObjectNotFound
@@ -37,16 +38,16 @@ from relex_core.events import record_event
 from relex_core.fit import FitArtifact, load_fit
 from relex_core.fit.key import refuse_another_fit
 from relex_core.forecast import forecast
-from relex_core.guidance import guidance_of
-from relex_core.lora.output import adapter_form, clear_other_form, whole_model, write_adapters
-from relex_core.lora.sources import AdapterSources, refuse_automatic_ranks
+from relex_core.guidance import Guidance, guidance_of
+from relex_core.lora.output import AdapterForm, adapter_form, clear_other_form, whole_model, write_adapters
+from relex_core.lora.sources import AdapterSources, no_automatic_ranks
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.mix_sources import Sources
 from relex_core.parallel import cores, ordered_map
 from relex_core.progress import progress
 from relex_core.recipes import GUIDED, Recipe, candidate_recipes, choose_recipes, relex_recipes, worth_writing
 from relex_core.spatial_rank import automatic_ranks, ranks_of
-from relex_core.spec import CandidatesSpec, load_spec_of
+from relex_core.spec import CandidatesSpec, RunSpec, load_spec_of
 from relex_core.storage import Store, Writer, open_store
 
 
@@ -72,65 +73,86 @@ def extrapolate(
     started = time.monotonic()
     spec, manifest, fit = load_spec_of(run), load_manifest(run), load_fit(run)
     refuse_another_fit(run, spec, manifest, fit)
-    recipes = _recipes(spec.candidates, spec.fit.trailing_averages, manifest, fit, target_steps, scales)
+    recipes = _recipes(spec, manifest, fit, target_steps, scales)
     recipes = choose_recipes(recipes, names) if names else recipes
-    store = open_store(run)
-    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
-    base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
-    model = whole_model(manifest, base.tensors.values())
-    form = adapter_form(spec.candidates, manifest, base.tensors)
-    dtypes = form.dtypes if form else output_dtypes(spec.candidates, model, base_dtypes)
     guidance = guidance_of(forecast(run)) if any(recipe.method in GUIDED for recipe in recipes) else None
-    if manifest.adapters:
-        refuse_automatic_ranks(recipes)
-    chosen = _chosen_ranks(run, fit, recipes, base.tensors.values())
-    outputs = [
-        plan_output(
-            *(recipe, manifest, fit, dtypes, guidance, ranks_of(recipe, chosen, base.tensors.values())),
-            adapter_ranks=form.ranks if form else {},
-        )
-        for recipe in (recipes if names else worth_writing(recipes, guidance))
-    ]
+    inputs = _Inputs(run, spec.candidates, manifest, fit, open_base(manifest), guidance)
+    outputs = _planned(inputs, recipes if names else worth_writing(recipes, guidance))
+    store = open_store(run)
     pending = [output for output in outputs if finished_candidate(store, output) is None]
-    for output in pending:
-        store.delete(f"{output.folder}/{layout.PROVENANCE}")  # of another recipe under the same name
-        if manifest.adapters:
-            clear_other_form(store, output, form)
-    if pending and form:
-        pending = _write_adapters(store, AdapterSources(run, manifest, fit, base, guidance), base, pending, manifest)
-    elif pending:
-        mixed = AdapterSources if manifest.adapters else Sources
-        _write_weights(store, mixed(run, manifest, fit, base, guidance), base, pending)
-    for output in pending:
-        if not form:
-            write_companions(store, model, output)
-        write_provenance(store, manifest, fit, output)
     if pending:
-        names, seconds = [output.recipe.name for output in pending], round(time.monotonic() - started, 1)
-        record_event(run, "extrapolated", seconds=seconds, candidates=names)
+        _write(inputs, pending)
+        written, seconds = [output.recipe.name for output in pending], round(time.monotonic() - started, 1)
+        record_event(run, "extrapolated", seconds=seconds, candidates=written)
     return [candidate for output in outputs if (candidate := finished_candidate(store, output)) is not None]
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What candidates are made from."""
+
+    run: str
+    spec: CandidatesSpec
+    manifest: WindowManifest
+    fit: FitArtifact
+    base: TensorReader
+    guidance: Guidance | None
+
+    @cached_property
+    def form(self) -> AdapterForm | None:
+        """Of the adapters; None where candidates are complete checkpoints."""
+        return adapter_form(self.spec, self.manifest, self.base.tensors)
+
+    @property
+    def model(self) -> WindowManifest:
+        """With all tensors of complete checkpoints."""
+        return whole_model(self.manifest, self.base.tensors.values())
+
+
 def _recipes(
-    spec: CandidatesSpec,
-    averages: Sequence[int],
-    manifest: WindowManifest,
-    fit: FitArtifact,
-    target_steps: Sequence[int],
-    scales: Sequence[float],
+    spec: RunSpec, manifest: WindowManifest, fit: FitArtifact, target_steps: Sequence[int], scales: Sequence[float]
 ) -> list[Recipe]:
+    candidates = spec.candidates
     if target_steps:
-        return relex_recipes(target_steps, scales or spec.scales, spec.spatial_ranks)
+        return relex_recipes(target_steps, scales or candidates.scales, candidates.spatial_ranks)
     if scales:
-        spec = spec.model_copy(update={"scales": tuple(scales)})
-    return candidate_recipes(spec, manifest.steps, manifest.t_cut, averages, fit.basis)
+        candidates = candidates.model_copy(update={"scales": tuple(scales)})
+    return candidate_recipes(candidates, manifest.steps, manifest.t_cut, spec.fit.trailing_averages, fit.basis)
 
 
-def _chosen_ranks(
-    run: str, fit: FitArtifact, recipes: Sequence[Recipe], tensors: Iterable[TensorInfo]
-) -> dict[str, int]:
-    """Spatial ranks by tensor, for the recipes that leave the choice to relex."""
-    return automatic_ranks(run, fit, tensors) if any(recipe.spatial_rank == "auto" for recipe in recipes) else {}
+def _planned(inputs: _Inputs, recipes: Sequence[Recipe]) -> list[Output]:
+    """Where every candidate goes, in which dtypes and ranks."""
+    manifest, fit, form, tensors = inputs.manifest, inputs.fit, inputs.form, list(inputs.base.tensors.values())
+    dtypes = form.dtypes if form else output_dtypes(inputs.spec, inputs.model, inputs.base.dtypes)
+    automatic = any(recipe.spatial_rank == "auto" for recipe in recipes)
+    if automatic and manifest.adapters:
+        raise no_automatic_ranks()
+    chosen = automatic_ranks(inputs.run, fit, tensors) if automatic else {}
+    adapter_ranks = form.ranks if form else {}
+    return [
+        plan_output(recipe, manifest, fit, dtypes, inputs.guidance, ranks_of(recipe, chosen, tensors), adapter_ranks)
+        for recipe in recipes
+    ]
+
+
+def _write(inputs: _Inputs, outputs: Sequence[Output]) -> None:
+    """Write weights, then companions, then what says that the candidate is complete."""
+    store, manifest = open_store(inputs.run), inputs.manifest
+    for output in outputs:
+        store.delete(f"{output.folder}/{layout.PROVENANCE}")  # of another recipe under the same name
+        if manifest.adapters:
+            clear_other_form(store, output, inputs.form)
+    mixed = AdapterSources if manifest.adapters else Sources
+    sources = mixed(inputs.run, manifest, inputs.fit, inputs.base, inputs.guidance)
+    if inputs.form:
+        assert isinstance(sources, AdapterSources)
+        outputs = _write_adapters(store, sources, inputs.base, outputs, manifest)
+    else:
+        _write_weights(store, sources, inputs.base, outputs)
+        for output in outputs:
+            write_companions(store, inputs.model, output)
+    for output in outputs:
+        write_provenance(store, manifest, inputs.fit, output)
 
 
 def _write_adapters(

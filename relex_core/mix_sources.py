@@ -15,7 +15,7 @@ import numpy as np
 
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
-from relex_core.checkpoints.reader import Reader, TensorReader, open_checkpoint_reader, open_files_reader
+from relex_core.checkpoints.reader import Reader, TensorReader, open_files_reader, open_step
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
 from relex_core.dtypes import NUMPY_DTYPES, as_bytes
 from relex_core.elements import read_stored, read_tensor
@@ -123,9 +123,7 @@ class Sources:
         """An observed checkpoint, opened when first needed: the trainer may have deleted those that are not."""
         with self._opening:
             if step not in self._observed:
-                checkpoint = self._checkpoints[step]
-                reader = open_checkpoint_reader(f"step {step}", checkpoint.uri, checkpoint.files)
-                self._observed[step] = reader
+                self._observed[step] = open_step(self._checkpoints[step])
             return self._observed[step]
 
 

@@ -162,16 +162,16 @@ def test_an_empty_run_directory_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_a_changed_checkpoint_is_noticed_when_it_is_opened_for_reading(tmp_path: Path) -> None:
-    from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
+    from relex_core.checkpoints.reader import Piece, open_step
 
     trajectory(tmp_path)
     record = collect(make_spec(tmp_path, t_cut=4)).checkpoints[1]
-    reader = open_checkpoint_reader("step 2", record.uri, record.files)
+    reader = open_step(record)
     os.utime(weights(tmp_path, 2) / "model.safetensors")
     with pytest.raises(CheckpointChanged, match="checkpoint changed: step 2"):
         reader.read([Piece("embed", 0, 4, 0)], memoryview(bytearray(4)))
     with pytest.raises(CheckpointChanged, match="step 2 is not the checkpoint that was collected"):
-        open_checkpoint_reader("step 2", record.uri, record.files)
+        open_step(record)
     gone = (FileRecord(name="gone.safetensors", size=1, generation=1),)
     with pytest.raises(CheckpointChanged, match="is not the checkpoint that was collected"):
-        open_checkpoint_reader("step 2", record.uri, gone)
+        open_step(record.model_copy(update={"files": gone}))

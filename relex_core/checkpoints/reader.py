@@ -60,6 +60,11 @@ class TensorReader:
         self._lock = Lock()
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """By tensor, as safetensors spells them."""
+        return {name: stored.dtype for name, stored in self.tensors.items()}
+
+    @property
     def bytes_read(self) -> int:
         return self._bytes_read
 
@@ -99,13 +104,18 @@ class TensorReader:
         return merged
 
 
-def open_checkpoint_reader(label: str, uri: str, files: Sequence[FileRecord]) -> TensorReader:
-    """The weights of one checkpoint, as recorded in the manifest.
+def open_base(manifest: WindowManifest) -> TensorReader:
+    """The weights of the base, as recorded in the manifest.
 
     Raises:
         CheckpointChanged: its files are no longer those of the manifest.
     """
-    return _reader(label, open_store(uri), files)
+    return _reader("base", open_store(manifest.base.uri), manifest.base.files)
+
+
+def open_step(record: CheckpointRecord) -> TensorReader:
+    """The weights of one observed checkpoint. Errors as for `open_base`."""
+    return _reader(f"step {record.step}", open_store(record.uri), record.files)
 
 
 def open_window_readers(checkpoints: Sequence[CheckpointRecord], pool: Executor) -> list[TensorReader]:
@@ -127,16 +137,6 @@ def _reader(label: str, store: Store, files: Sequence[FileRecord]) -> TensorRead
             next_step="collect again into a new run directory",
         )
     return TensorReader(label, store, checkpoint.tensors)
-
-
-def base_dtypes_of(manifest: WindowManifest) -> dict[str, str]:
-    """Dtype of each tensor of the base, from its headers.
-
-    Raises:
-        CheckpointChanged: its files are no longer those of the manifest.
-    """
-    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
-    return {name: stored.dtype for name, stored in base.tensors.items()}
 
 
 def open_files_reader(label: str, store: Store, files: Iterable[ObjectInfo]) -> TensorReader:

@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core.checkpoints.reader import Reader, open_checkpoint_reader
+from relex_core.checkpoints.reader import Reader, open_base
 from relex_core.elements import read_floats
 from relex_core.errors import DataError
 from relex_core.fit.adapter_files import AdapterFiles
@@ -98,11 +98,10 @@ def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = 
     """
     spec, manifest, store = load_spec_of(run), load_manifest(run), open_store(run)
     refuse_impossible(spec.fit, len(manifest.steps))
-    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
+    base = open_base(manifest)
     with ThreadPoolExecutor(16) as pool:
         observed = open_adapters(manifest.checkpoints, pool)
-    base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
-    groups = plan_groups(manifest, base_dtypes, spec.fit)
+    groups = plan_groups(manifest, base.dtypes, spec.fit)
     adapters = [step.adapter for step in observed]
     names = [tensor.name for tensor in manifest.tensors]
     budget = memory_budget or int(spec.fit.memory_budget)

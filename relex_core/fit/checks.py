@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from relex_core.checkpoints.reader import Piece, open_checkpoint_reader
+from relex_core.checkpoints.reader import Piece, open_step
 from relex_core.collect import identical_steps
 from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
@@ -193,7 +193,7 @@ def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest) -> None:
 
 
 def _same_bytes(one: CheckpointRecord, other: CheckpointRecord) -> bool:
-    first, second = (open_checkpoint_reader(f"step {c.step}", c.uri, c.files) for c in (one, other))
+    first, second = map(open_step, (one, other))
     a, b = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
     for name, stored in first.tensors.items():
         total = stored.nbytes

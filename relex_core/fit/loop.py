@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from relex_core.checkpoints.reader import Reader, open_checkpoint_reader, open_window_readers
+from relex_core.checkpoints.reader import Reader, TensorReader, open_base, open_window_readers
 from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.fit.basis import Basis, Spectrum, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar, refuse_non_finite, refuse_non_finite_directions
@@ -84,8 +84,7 @@ def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> 
     memory = choose_memory(spec.fit.device)
     workers = cores()
     base, observed = _open_readers(manifest)
-    base_dtypes = {name: stored.dtype for name, stored in base.tensors.items()}
-    plan = plan_fit(manifest, base_dtypes, spec.fit, budget, workers=workers, resident=resident_bytes())
+    plan = plan_fit(manifest, base.dtypes, spec.fit, budget, workers=workers, resident=resident_bytes())
     groups = shard_groups(plan.groups, shard, shards)
     with ThreadPoolExecutor(workers, thread_name_prefix="fit") as pool, row_reads(manifest) as rows:
         key, store = fit_key(spec, manifest), open_store(run)
@@ -95,8 +94,8 @@ def fit_groups(run: str, shard: int, shards: int, memory_budget: int | None) -> 
             _fit_left(context, groups)
 
 
-def _open_readers(manifest: WindowManifest) -> tuple[Reader, tuple[Reader, ...]]:
-    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
+def _open_readers(manifest: WindowManifest) -> tuple[TensorReader, tuple[Reader, ...]]:
+    base = open_base(manifest)
     with ThreadPoolExecutor(16) as pool:
         return base, tuple(open_window_readers(manifest.checkpoints, pool))
 

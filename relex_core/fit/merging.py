@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from relex_core import layout
-from relex_core.checkpoints.reader import base_dtypes_of
+from relex_core.checkpoints.reader import open_base
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import as_bytes
 from relex_core.errors import WindowNotReady
@@ -34,7 +34,7 @@ def merge_groups(run: str) -> FitArtifact:
     """See `relex_core.fit.merge`."""
     spec, manifest, store = load_spec_of(run), load_manifest(run), open_store(run)
     key = fit_key(spec, manifest)
-    groups = plan_groups(manifest, base_dtypes_of(manifest), spec.fit)
+    groups = plan_groups(manifest, open_base(manifest).dtypes, spec.fit)
     stored = GroupResults(store, len(groups), key)
     missing = [group for group in groups if not stored.finished(group)]
     if missing:

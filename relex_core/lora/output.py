@@ -26,7 +26,7 @@ from relex_core.candidate import DTYPE_NAMES, Output, not_finite
 from relex_core.checkpoints.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from relex_core.checkpoints.contents import Adapter, LowRankTarget, StoredTensor, TensorInfo
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
-from relex_core.dtypes import rounded
+from relex_core.dtypes import as_bytes, rounded
 from relex_core.lora.factors import LowRank, added, balanced, compress
 from relex_core.lora.gram import low_rank_gram
 from relex_core.lora.sources import AdapterSources
@@ -40,7 +40,7 @@ log = logging.getLogger("relex")
 
 MERGED = "merged"
 """`candidates.write`."""
-NO_BYTES = np.empty(0, dtype=np.uint8)
+NOTHING = np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class AdapterForm:
 
 @dataclass(frozen=True)
 class WrittenFactors:
-    """One tensor of an adapter, as bytes, and what it loses."""
+    """One tensor of an adapter, in its dtype, and what it loses."""
 
     a: np.ndarray
     b: np.ndarray
@@ -127,9 +127,9 @@ def write_adapters(
         found = ordered_map(pool, partial(_factors, sources, outputs), last.targets, ahead=1)
         for (name, target), several in zip(last.targets.items(), found, strict=True):
             for stream, factors, kept in zip(streams, several, written, strict=True):
-                stream.write(memoryview(factors.a))
-                stream.write(memoryview(factors.b))
-                kept[name] = replace(factors, a=NO_BYTES, b=NO_BYTES)
+                stream.write(as_bytes(factors.a))
+                stream.write(as_bytes(factors.b))
+                kept[name] = replace(factors, a=NOTHING, b=NOTHING)
             advance(target.shape[0] * target.shape[1])
         for name in last.whole:
             for piece in sources.pieces(base[name], outputs):
@@ -213,4 +213,4 @@ def _config(data: bytes, last: Adapter, output: Output) -> bytes:
 
 def _last(manifest: WindowManifest) -> StepAdapter:
     record = manifest.last_observed
-    return open_adapter(f"step {record.step}", open_store(record.uri), [file.info() for file in record.files])
+    return open_adapter(open_store(record.uri), record)

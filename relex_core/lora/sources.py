@@ -31,7 +31,6 @@ from relex_core.manifest import WindowManifest
 from relex_core.mix_sources import PIECE, cut_directions, stored_reader
 from relex_core.mixes import Mix
 from relex_core.mixing import Column
-from relex_core.recipes import Recipe
 from relex_core.storage import open_store
 
 
@@ -134,8 +133,7 @@ class AdapterSources:
         with self._opening:
             if step not in self._observed:
                 record = self._checkpoints[step]
-                files = [file.info() for file in record.files]
-                self._observed[step] = open_adapter(f"step {step}", open_store(record.uri), files)
+                self._observed[step] = open_adapter(open_store(record.uri), record)
             return self._observed[step]
 
     def _wide(self, name: str, outputs: Sequence[Output]) -> bool:
@@ -143,18 +141,13 @@ class AdapterSources:
         return "F64" in (self._base.tensors[name].dtype, *(output.dtypes.get(name) for output in outputs))
 
 
-def refuse_automatic_ranks(recipes: Sequence[Recipe]) -> None:
-    """Refuse `spatial_ranks: auto`: of a low-rank direction most singular values are 0, and none is noise.
-
-    Raises:
-        SpecError: a recipe asks for it.
-    """
-    if any(recipe.spatial_rank == "auto" for recipe in recipes):
-        raise SpecError(
-            "candidates.spatial_ranks: auto needs full weights; a LoRA run's direction has no noise edge",
-            expected="full, or numbers",
-            next_step="name the ranks, for example spatial_ranks: [full, 4]",
-        )
+def no_automatic_ranks() -> SpecError:
+    """The error for `spatial_ranks: auto`: of a low-rank direction most singular values are 0, and none is noise."""
+    return SpecError(
+        "candidates.spatial_ranks: auto needs full weights; a LoRA run's direction has no noise edge",
+        expected="full, or numbers",
+        next_step="name the ranks, for example spatial_ranks: [full, 4]",
+    )
 
 
 def _rounded(weights: np.ndarray, piece: AdapterPiece, output: Output) -> np.ndarray:

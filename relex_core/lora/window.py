@@ -15,7 +15,7 @@ from relex_core.elements import read_floats, read_tensor
 from relex_core.errors import CheckpointChanged, DataError
 from relex_core.lora.factors import LowRank
 from relex_core.manifest import CheckpointRecord
-from relex_core.storage import ObjectInfo, Store, open_stores
+from relex_core.storage import Store, open_stores
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class StepAdapter:
         return read_floats(self.reader, self.adapter.whole[name], start, stop)
 
 
-def open_adapter(label: str, store: Store, files: Sequence[ObjectInfo]) -> StepAdapter:
-    """An adapter, whose files were looked at before.
+def open_adapter(store: Store, record: CheckpointRecord) -> StepAdapter:
+    """One adapter of a window.
+
+    Args:
+        store: of `record.uri`.
 
     Raises:
-        CheckpointChanged: it is not complete any more.
+        CheckpointChanged: it is not complete any more, or its files are no longer those of the manifest.
     """
-    checkpoint = open_checkpoint(store, files)
+    checkpoint, label = open_checkpoint(store, [file.info() for file in record.files]), f"step {record.step}"
     if checkpoint.problems or checkpoint.adapter is None:
         raise CheckpointChanged(
             f"{label} is not the adapter that was collected: {'; '.join(checkpoint.problems)}",
@@ -61,17 +64,8 @@ def open_adapter(label: str, store: Store, files: Sequence[ObjectInfo]) -> StepA
 
 
 def open_adapters(checkpoints: Sequence[CheckpointRecord], pool: Executor) -> list[StepAdapter]:
-    """The adapters of a window; their headers are read in parallel.
-
-    Raises:
-        CheckpointChanged: files are no longer those of the manifest.
-    """
-    stores = open_stores([checkpoint.uri for checkpoint in checkpoints])
-
-    def opened(store: Store, record: CheckpointRecord) -> StepAdapter:
-        return open_adapter(f"step {record.step}", store, [file.info() for file in record.files])
-
-    return list(pool.map(opened, stores, checkpoints))
+    """The adapters of a window; their headers are read in parallel. Errors as for `open_adapter`."""
+    return list(pool.map(open_adapter, open_stores([record.uri for record in checkpoints]), checkpoints))
 
 
 def not_finite(label: str, name: str) -> DataError:

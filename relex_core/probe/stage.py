@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from relex_core.checkpoints.reader import open_checkpoint_reader, open_window_readers
+from relex_core.checkpoints.reader import open_base, open_window_readers
 from relex_core.collect import find_window
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.forecast import forecast_from_grams
@@ -72,7 +72,7 @@ def _read(manifest: WindowManifest, fraction: float, seed: int, range_bytes: int
             where=manifest.checkpoints[0].uri,
             next_step="collect and fit: adapters are small, and the forecast is then exact",
         )
-    base = open_checkpoint_reader("base", manifest.base.uri, manifest.base.files)
+    base = open_base(manifest)
     with ThreadPoolExecutor(THREADS) as pool:
         steps = open_window_readers(manifest.checkpoints, pool)
     samples = choose_samples(steps[0].tensors.values(), fraction, seed, range_bytes)
