@@ -300,6 +300,6 @@ def identical_steps(first: int, second: int, where: str) -> DataError:
         f"steps {first} and {second} hold identical weights",
         where=where,
         expected="every step another state of the run",
-        next_step=f"the trainer stopped moving or a checkpoint was copied: set window.t_cut to {first}, "
-        "or remove the copies from the trajectory",
+        next_step=f"if the run had not begun to move, set window.first to {second}; if it stopped, window.t_cut to "
+        f"{first}; if a checkpoint was copied, remove the copy from the trajectory",
     )

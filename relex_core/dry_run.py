@@ -78,7 +78,7 @@ def plan_run(spec: RunSpec) -> RunPlan:
 
 def _plan_adapters(spec: RunSpec, manifest: WindowManifest, base_dtypes: Mapping[str, str]) -> RunPlan:
     """The same for a LoRA window: factors are read once, whole tensors twice, the base once."""
-    refuse_impossible(spec.fit, len(manifest.steps))
+    refuse_impossible(spec.fit, manifest.steps)
     adapters = [_adapter(checkpoint) for checkpoint in manifest.checkpoints]
     numel = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
     item = {name: ITEM_BYTES[base_dtypes[name]] for name in numel}

@@ -40,7 +40,8 @@ class Terms:
 
 
 def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[tuple[np.ndarray, bool]]:
-    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype; and whether all of it is finite.
+    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype; and whether all of it is finite,
+    or the base's own bytes.
 
     Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache. A candidate's bytes do
     not depend on what else is mixed with it.
@@ -60,14 +61,16 @@ def _tile(slices: Slices, tile: slice) -> Slices:
 
 
 def _mix(slices: Slices, terms: Terms, result: np.ndarray) -> bool:
-    """One tile of one candidate; returns whether it is finite."""
+    """One tile of one candidate; returns whether it is finite, or the base's own bytes."""
     parts = [Part(slices.columns[key], a, is_step=False) for key, a in terms.columns.items() if a != 0.0]
     parts += [Part(slices.observed[step], b, is_step=True) for step, b in terms.observed.items() if b != 0.0]
+    if not parts and result.dtype == slices.base.dtype:  # frozen: infinities of a mask, negative zeros and all
+        result[...] = slices.base
+        return True
     library = compiled_library()
     if parts and library and can_add((slices.base, *(part.values for part in parts)), result):
         return add_parts(library, slices.base, parts, result)
     with np.errstate(over="ignore"):  # infinities in the result tell the caller
-        # Without parts bit for bit, negative zeros included.
         result[...] = _sum(slices.base, parts, result.dtype) if parts else slices.base
     return finite(result)
 

@@ -10,7 +10,7 @@ Pure arithmetic on names and sizes; needs the bare install only, and so does `re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
@@ -24,6 +24,9 @@ from relex_core.stripes import BLOCK_COLUMNS, Segment, Stripe, cut_stripes, most
 
 # 1 MiB a row in bf16: long enough that opening the file costs nothing beside the read.
 MAX_STRIPE_COLUMNS = 512 * 1024
+
+# The largest share of a polynomial's value that may be rounding.
+CANCELLED = 1e-6
 
 # Python with numpy and the Google Cloud client loaded, as measured; the fit itself uses the true figure.
 TYPICAL_RESIDENT_BYTES = 80 * 2**20
@@ -146,7 +149,7 @@ def plan_fit(
         SpecError: the window has too few checkpoints for what the spec asks, or the budget cannot hold even the
             narrowest stripes.
     """
-    refuse_impossible(spec, len(manifest.checkpoints))
+    refuse_impossible(spec, manifest.steps)
     groups = plan_groups(manifest, base_dtypes, spec)
     tensors = [tensor for group in groups for tensor in group.tensors]
     stored, item = len(stored_columns(spec)), direction_item_bytes(spec)
@@ -228,17 +231,28 @@ def _width(stripes_of: Callable[[int], _Stripes], largest: int, least: int, ahea
     return max(possible, key=lambda s: max(s.buffers - ahead, 0) * s.columns, default=widths[-1])
 
 
-def refuse_impossible(spec: FitSpec, steps: int) -> None:
-    """Refuse a fit that needs more checkpoints than the window holds.
+def refuse_impossible(spec: FitSpec, window: Sequence[int]) -> None:
+    """Refuse a fit that needs more checkpoints than the window holds, or finer arithmetic than float64.
+
+    Args:
+        window: steps, ascending.
 
     Raises:
         SpecError: it does.
     """
+    steps = len(window)
     if spec.degree >= steps:
         raise SpecError(
             f"fit.degree={spec.degree} needs {spec.degree + 1} checkpoints, the window holds {steps}",
             expected=f"at most fit.degree: {steps - 1}",
             next_step="lower fit.degree, or widen the window (window.first, window.t_cut)",
+        )
+    # Polynomials are stored in powers of the step, whose large terms cancel far from step 0.
+    if spec.basis == "rank" and 2.0**-52 * (2 * window[-1] / (window[-1] - window[0])) ** spec.degree > CANCELLED:
+        raise SpecError(
+            f"fit.degree={spec.degree} cannot be computed at steps {window[0]} to {window[-1]}: rounding would decide",
+            expected="a lower degree, or a window that begins nearer to step 0",
+            next_step="lower fit.degree",
         )
     for count in spec.trailing_averages:
         if count > steps:

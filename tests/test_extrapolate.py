@@ -213,6 +213,20 @@ def test_overflow_of_the_written_dtype_is_refused(tmp_path: Path) -> None:
     assert not list(Path(run).glob("candidates/*/model.safetensors"))
 
 
+@pytest.mark.parametrize("dtype", ["checkpoint", "float16"])
+def test_a_frozen_mask_of_infinities_is_copied(tmp_path: Path, dtype: str) -> None:
+    base = random_base() | {"mask": torch.tensor([-torch.inf, 0.0, torch.nan])}
+    states = {step: state | {"mask": base["mask"]} for step, state in random_walk(random_base(), [2, 4, 9]).items()}
+    run = write_run(tmp_path, base, states, candidates={"target_steps": [20], "dtype": dtype})
+    fit(run)
+    if dtype == "float16":  # there infinities may be numbers that were too large
+        with pytest.raises(DataError, match="not finite in tensor mask"):
+            extrapolate(run)
+        return
+    for written in extrapolate(run):
+        assert candidate(run, written.name)["mask"].view(torch.int32).equal(base["mask"].view(torch.int32))
+
+
 def test_a_candidate_whose_weights_were_deleted_is_written_again(tmp_path: Path) -> None:
     base = random_base()
     run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"target_steps": [20, 30]})

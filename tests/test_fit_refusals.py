@@ -58,6 +58,24 @@ def test_identical_steps_are_refused(tmp_path: Path) -> None:
         fit(write_run(tmp_path, base, states))
 
 
+def test_identical_steps_are_refused_whatever_lies_between(tmp_path: Path) -> None:
+    base = random_base()
+    states = random_walk(base, STEPS)
+    states[8] = {name: tensor.clone() for name, tensor in states[4].items()}
+    states[8]["lm_head.weight"][0, 0] += 1e-7
+    states[20] = states[4]
+    with pytest.raises(WindowError, match="steps 4 and 20 hold identical weights"):
+        fit(write_run(tmp_path, base, states))
+
+
+def test_a_run_that_never_moved_is_refused(tmp_path: Path) -> None:
+    """As it is on a store that tells checksums."""
+    base = random_base(dtype=torch.bfloat16)
+    with pytest.raises(WindowError, match="steps 3 and 4 hold identical weights") as caught:
+        fit(write_run(tmp_path, base, dict.fromkeys(STEPS, base)))
+    assert "window.first to 4" in caught.value.next_step
+
+
 def test_nearly_identical_steps_are_not_refused(tmp_path: Path) -> None:
     """One weight of one tensor differs: far below what float32 products resolve, but the bytes tell."""
     base = random_base()
@@ -76,6 +94,27 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     assert len(list(Path(run, "fit").glob("gram-*"))) < len(base), "hours of reading after it was known"
     with pytest.raises(WindowError, match="not the base that the run started from"):
         fit(run)
+
+
+def test_a_tensor_that_jumps_and_stands_still_is_no_other_base(tmp_path: Path) -> None:
+    """Whatever group or shard it is in."""
+    base = random_base()
+    states = random_walk(base, STEPS)
+    for number, state in enumerate(states.values()):
+        state["model.scalar"] = base["model.scalar"] + 1 + 1e-6 * number
+    run = write_run(tmp_path, base, states, fit={"group_size": 1})
+    shards = len(base)
+    for shard in range(1, shards + 1):
+        fit_shard(run, shard, shards)
+    assert fit(run).summary.moved == 5
+
+
+def test_a_base_about_as_far_as_another_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A window that begins late may lie far from its base; how far, only the user can judge."""
+    base = random_base()
+    states = random_walk(random_base(seed=99), [900, 910, 920], size=1e-2)
+    fit(write_run(tmp_path, base, states))
+    assert f"was the run started from {tmp_path}/base?" in caplog.text
 
 
 def test_a_base_that_is_a_later_step_is_refused(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ import re
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relex_core.checkpoints.safetensors_file import FLOATS, ITEM_BYTES
 from relex_core.errors import SpecError
+from relex_core.fit.line import fit_line
 from relex_core.groups import MAX_GROUP_TENSORS, shard_groups
 from relex_core.manifest import BaseRecord, CheckpointRecord, TensorRecord, WindowManifest
-from relex_core.plan import MAX_STRIPE_COLUMNS, FitPlan, plan_fit, window_bytes
+from relex_core.plan import MAX_STRIPE_COLUMNS, FitPlan, plan_fit, refuse_impossible, window_bytes
 from relex_core.spec import FitSpec
 from relex_core.stripes import BLOCK_COLUMNS, Segment
 
@@ -269,6 +271,25 @@ def test_what_the_window_cannot_give_is_refused(fit: dict[str, Any], message: st
     with pytest.raises(SpecError, match=re.escape(message)) as caught:
         plan_of([(10, "F32", "F32")], 3, 2**40, **fit)
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize("degree", range(1, 6))
+@pytest.mark.parametrize("first", [1, 1000, 10_000, 100_000, 1_000_000])
+def test_a_polynomial_that_rounding_would_decide_is_refused(first: int, degree: int) -> None:
+    """Those that are let through are numpy's."""
+    steps = list(range(first, first + 75))
+    temporal: Any = "linear" if degree == 1 else "polynomial"
+    try:
+        refuse_impossible(FitSpec(temporal=temporal, degree=degree), steps)
+    except SpecError as error:
+        assert "rounding would decide" in error.what
+        assert first >= 10_000 and degree >= 3
+    else:
+        coefficient = 1 + np.random.default_rng(degree).standard_normal(75).cumsum()
+        oracle = np.polynomial.Polynomial.fit(steps, coefficient, degree)
+        line = fit_line(steps, coefficient, degree)
+        found = [line(step) for step in (*steps, steps[-1] + 75)]
+        np.testing.assert_allclose(found, oracle(np.array([*steps, steps[-1] + 75])), rtol=0, atol=1e-3)
 
 
 def test_stored_columns_are_those_of_the_spec() -> None:

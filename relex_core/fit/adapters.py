@@ -97,7 +97,7 @@ def fit_adapters(run: str, shard: int, shards: int, memory_budget: int | None = 
         As `relex_core.fit.fit`.
     """
     spec, manifest, store = load_spec_of(run), load_manifest(run), open_store(run)
-    refuse_impossible(spec.fit, len(manifest.steps))
+    refuse_impossible(spec.fit, manifest.steps)
     base = open_base(manifest)
     with ThreadPoolExecutor(16) as pool:
         observed = open_adapters(manifest.checkpoints, pool)

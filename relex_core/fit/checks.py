@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
-from relex_core.checkpoints.reader import Piece, open_step
+from relex_core.checkpoints.reader import Piece, TensorReader, open_step
 from relex_core.collect import identical_steps
 from relex_core.dtypes import finite
 from relex_core.errors import DataError, WindowError
 from relex_core.fit.group_results import GroupResult
 from relex_core.fit.packing import Part
 from relex_core.fit.summary import finite_sum
-from relex_core.manifest import CheckpointRecord, WindowManifest
+from relex_core.manifest import WindowManifest
 
 log = logging.getLogger("relex")
 
@@ -29,6 +31,9 @@ FIRST_MOVE = 20.0
 # ... and that distance is more than this share of the weights' norm, which rounding a float32 base to bf16 (0.2 %)
 # does not reach.
 FAR_FROM_BASE = 0.02
+
+# Models that have nothing in common lie about √2 of a norm apart; reinforcement learning moves a few percent at most.
+ANOTHER_MODEL = 0.5
 
 
 def refuse_non_finite(part: Part, manifest: WindowManifest) -> None:
@@ -88,6 +93,8 @@ class FittedSoFar:
         self.gram = np.zeros((len(manifest.steps),) * 2)
         """"T T", float64: of all weights together."""
         self._base_square = 0.0
+        self._numel = {tensor.name: math.prod(tensor.shape) for tensor in manifest.tensors}
+        self._added = 0
 
     def add(self, result: GroupResult) -> None:
         """Take one group more.
@@ -98,7 +105,9 @@ class FittedSoFar:
         moved_before = self.gram.any()
         self.gram += sum(result.grams.values())
         self._base_square += finite_sum(result.base_squares.values())
-        refuse_another_base(self.gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
+        self._added += sum(self._numel[name] for name in result.grams)
+        if 2 * self._added >= sum(self._numel.values()):  # a few tensors may have moved in their own way
+            self._refuse_another_base()
         if self.gram.any() and not moved_before:
             refuse_identical_steps(self.gram, self._manifest)
 
@@ -108,9 +117,13 @@ class FittedSoFar:
         Raises:
             WindowError: as `add`; or the base holds the weights of an observed step.
         """
+        self._refuse_another_base()
         refuse_identical_steps(self.gram, self._manifest)
         refuse_base_of_a_later_step(self.gram, self._manifest)
-        warn_of_a_later_base(self.gram, self._manifest)
+        warn_of_a_doubtful_base(self.gram, self._base_square, self._manifest)
+
+    def _refuse_another_base(self) -> None:
+        refuse_another_base(self.gram, self._base_square, self._manifest.steps, self._manifest.base.uri)
 
 
 def refuse_another_base(gram: np.ndarray, base_square: float, steps: Sequence[int], base: str) -> None:
@@ -157,13 +170,20 @@ def refuse_base_of_a_later_step(gram: np.ndarray, manifest: WindowManifest) -> N
         )
 
 
-def warn_of_a_later_base(gram: np.ndarray, manifest: WindowManifest) -> None:
-    """Warn where the run comes closer to the base: that may be a checkpoint from beyond the window.
+def warn_of_a_doubtful_base(gram: np.ndarray, base_square: float, manifest: WindowManifest) -> None:
+    """Warn of a base from beyond the window, to which the run comes closer; and of one about as far as another model.
 
     Args:
         gram: "T T", float64, summed over all tensors.
+        base_square: ‖W_0‖².
     """
     first, last = np.sqrt(np.diag(gram))[[0, -1]]
+    norm = math.sqrt(base_square)
+    if first > ANOTHER_MODEL * norm:
+        log.warning(
+            "step %d lies %.3g from the base, whose norm is %.3g: was the run started from %s?",
+            *(manifest.steps[0], first, norm, manifest.base.uri),
+        )
     if first > last:
         log.warning(
             "step %d lies %.3g from the base, but step %d only %.3g: is %s a later checkpoint of the run?",
@@ -181,19 +201,16 @@ def refuse_identical_steps(gram: np.ndarray, manifest: WindowManifest) -> None:
         WindowError: two steps hold identical weights.
     """
     squares = np.diag(gram)
-    if not squares.any():
-        return  # nothing moved at all: a run that has not begun to learn
     distance = squares[:, None] + squares[None, :] - 2 * gram
     close = distance <= CLOSE * np.maximum(squares[:, None], squares[None, :])
-    for later in range(1, len(squares)):
-        for earlier in np.flatnonzero(close[later, :later])[::-1][:1]:
-            first, second = manifest.checkpoints[int(earlier)], manifest.checkpoints[later]
-            if _same_bytes(first, second):
-                raise identical_steps(first.step, second.step, second.uri)
+    opened = cache(lambda row: open_step(manifest.checkpoints[row]))
+    for later, second in enumerate(manifest.checkpoints):
+        for earlier in map(int, np.flatnonzero(close[later, :later])):
+            if _same_bytes(opened(earlier), opened(later)):
+                raise identical_steps(manifest.steps[earlier], second.step, second.uri)
 
 
-def _same_bytes(one: CheckpointRecord, other: CheckpointRecord) -> bool:
-    first, second = map(open_step, (one, other))
+def _same_bytes(first: TensorReader, second: TensorReader) -> bool:
     a, b = bytearray(COMPARED_BYTES), bytearray(COMPARED_BYTES)
     for name, stored in first.tensors.items():
         total = stored.nbytes

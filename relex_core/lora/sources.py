@@ -18,7 +18,6 @@ import numpy as np
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import TensorReader
-from relex_core.checkpoints.safetensors_file import FLOATS
 from relex_core.dtypes import as_bytes, finite, rounded
 from relex_core.elements import read_floats, read_stored, read_tensor
 from relex_core.errors import SpecError
@@ -91,7 +90,8 @@ class AdapterSources:
     def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
         """(weights mixed, their bytes for every output)."""
         stored = self._base.tensors[piece.name]
-        if stored.dtype not in FLOATS:
+        frozen = piece.name not in self.last.adapter.trained
+        if frozen and {output.dtypes[piece.name] for output in outputs} <= {stored.dtype}:
             state = read_stored(self._base, piece.name, piece.start, piece.stop)
             return piece.stop - piece.start, [as_bytes(state)] * len(outputs)
         base = read_floats(self._base, piece.name, piece.start, piece.stop)
