@@ -41,7 +41,7 @@ class RunPlan(BaseModel):
     fit_writes: int
     """Stored directions, at most."""
     candidate_writes: int
-    """All candidates, before losers are deleted."""
+    """All candidates together; losers may be deleted after a decision."""
     memory: int
     """Peak resident memory of the fit, at most."""
     candidates: tuple[str, ...]

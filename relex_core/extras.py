@@ -15,6 +15,9 @@ _MODULES = {
 EXTRA_OF = {module: extra for extra, modules in _MODULES.items() for module in modules}
 """By module that relex imports when it is needed: the extra that brings it."""
 
+EXTRA_OF_COMMAND = {"demo": "eval", "evaluate": "eval", "decide": "report", "report": "report", "publish": "report"}
+"""What these commands need as a whole, whichever module they miss first."""
+
 
 def install(*extras: str) -> str:
     """The next step of someone who lacks these extras. relex is not on PyPI, where its name is another project's."""

@@ -82,7 +82,8 @@ class TrajectoryReport(BaseModel):
         spec: dict[str, object] = {"base": "BASE_MODEL", "trajectory": self.trajectory}
         if self.layout:
             spec["layout"] = self.layout.model_dump(exclude_defaults=True)
-        spec["window"] = {"t_cut": self.last_complete}
+        torn = any(not step.complete and step.step < self.last_complete for step in self.steps)
+        spec["window"] = {"t_cut": self.last_complete} | ({"skip_incomplete": True} if torn else {})
         return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=1000)
 
 

@@ -95,7 +95,7 @@ def plan_text(plan: RunPlan) -> str:
         ("read twice", f"at most {len(plan.read_twice)} tensors" if plan.read_twice else "nothing"),
         ("fit writes", f"at most {decimal(plan.fit_writes)}"),
         ("memory", f"at most {decimal(plan.memory)}"),
-        ("candidates", f"{len(plan.candidates)}, {decimal(plan.candidate_writes)} before losers are deleted"),
+        ("candidates", f"{len(plan.candidates)}, {decimal(plan.candidate_writes)} together"),
     ]
     return facts_text("plan", rows) + "\n" + "\n".join(f"  {name}" for name in plan.candidates)
 

@@ -312,6 +312,12 @@ def test_without_torch_the_fit_says_what_to_install(root: Path) -> None:
     assert 'pip install ".[fit]"' in message
 
 
+@pytest.mark.parametrize(("command", "extra"), [("evaluate", "eval"), ("decide", "report"), ("publish", "report")])
+def test_a_command_names_the_extra_that_is_enough_for_it(root: Path, command: str, extra: str) -> None:
+    printed(relex("collect", "relex.yaml", cwd=root, extras=False))
+    assert f'pip install ".[{extra}]"' in refused(relex(command, "run", cwd=root, extras=False), 2)
+
+
 @pytest.mark.parametrize("module", ["safetensors", "tokenizers", "transformers"])
 def test_a_demo_that_lacks_a_library_says_which_extra_brings_it(tmp_path: Path, module: str) -> None:
     message = refused(relex("demo", "--out", "demo", cwd=tmp_path, absent=(module,)), 2)

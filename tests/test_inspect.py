@@ -126,6 +126,7 @@ def test_what_is_complete_what_not_and_why(tmp_path: Path) -> None:
     assert "model.safetensors is cut off" in text and "weights are missing" in text
     assert "Complete: 2 of 4 steps" in text
     assert "No steps: base." in text
+    assert yaml.safe_load(report.skeleton)["window"] == {"t_cut": 4, "skip_incomplete": True}
 
 
 def test_no_complete_step_gives_no_spec(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import click
 
 from relex_core import __version__
 from relex_core.errors import RelexError
-from relex_core.extras import EXTRA_OF, install
+from relex_core.extras import EXTRA_OF, EXTRA_OF_COMMAND, install
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
         except RelexError as error:
             _fail(f"{type(error).__name__}: {error}", error.exit_code)
         except ModuleNotFoundError as error:
-            _fail(_missing_module(error), 2)
+            _fail(_missing_module(error, function.__name__), 2)
 
     return wrapped
 
@@ -62,11 +62,11 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _missing_module(error: ModuleNotFoundError) -> str:
+def _missing_module(error: ModuleNotFoundError, command: str) -> str:
     name = (error.name or "").partition(".")[0]
     if name not in EXTRA_OF:
         raise error
-    return f"{name} is not installed\n  next:     {install(EXTRA_OF[name])}"
+    return f"{name} is not installed\n  next:     {install(EXTRA_OF_COMMAND.get(command, EXTRA_OF[name]))}"
 
 
 def show(data: Any, text: Callable[[], str], as_json: bool) -> None:

@@ -80,7 +80,7 @@ class FitArtifact(BaseModel):
     rank: int
     degree: int
     columns: tuple[str, ...]
-    """Stems of the stored files."""
+    """Stems of the stored files; of one that no tensor has there is no file."""
     tensors: dict[str, TensorFit]
     changed_state: tuple[str, ...]
     """Integer tensors whose last observed values are stored, in fit/state-*, because they are not the base's."""

@@ -41,7 +41,8 @@ def merge_groups(run: str) -> FitArtifact:
         raise _not_fitted(run, missing, len(groups))
     results, traces, so_far = list[GroupResult](), dict[str, float](), FittedSoFar(manifest)
     described: list[TensorDescription] = [(tensor.name, "F64", so_far.gram.shape) for tensor in _weights(groups)]
-    with safetensors_writer(store, layout.GRAM, described, {"format": "pt", FIT_KEY: key}) as stream:
+    metadata = {"format": "pt", "window_digest": manifest.digest, FIT_KEY: key}
+    with safetensors_writer(store, layout.GRAM, described, metadata) as stream:
         for group in groups:
             result = stored.read(group)
             if result is None:
