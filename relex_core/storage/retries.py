@@ -6,8 +6,6 @@ import http.client
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import ParamSpec, TypeVar, cast
 
@@ -17,6 +15,7 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.api_core.retry import exponential_sleep_generator, retry_target
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage.exceptions import InvalidResponse
+from urllib3.util import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,13 +97,8 @@ def is_transient(error: Exception) -> bool:
 
 def retry_after(response: requests.Response | None) -> float:
     """Seconds that a response asks to wait: Retry-After as seconds or as an HTTP date; 0 without one."""
-    text = str(response.headers.get("Retry-After", "")) if response is not None else ""
-    if text.strip().isdecimal():
-        return float(text)
+    text = response.headers.get("Retry-After") if response is not None else None
     try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
+        return float(Retry().parse_retry_after(text)) if text else 0.0
+    except urllib3.exceptions.InvalidHeader:
         return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return max(0.0, float((moment - datetime.now(timezone.utc)).total_seconds()))
