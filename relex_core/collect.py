@@ -150,6 +150,11 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
         problems.append(f"{CONFIG} is missing")
     if any(info.name.endswith(".pt") for info in base.files):
         problems.append("its weights are FSDP shards, which only the steps of a trajectory may be")
+    problems += [  # window.json could not hold it
+        f"the name of {info.name!a} is not UTF-8: rename or remove the file"
+        for info in companion_files(files)
+        if info.name != info.name.encode(errors="replace").decode()
+    ]
     if problems:
         raise WindowError(
             "the base is not a complete checkpoint:",
