@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from support import line_of_states, random_weights, write_checkpoint, write_trajectory
 
 from relex_core.capture import capture_step
+from relex_core.checkpoints.contents import Checkpoint
 from relex_core.collect import collect, find_window
-from relex_core.errors import CheckpointChanged, WindowNotReady
+from relex_core.errors import CheckpointChanged, DataError, WindowError, WindowNotReady
 from relex_core.fit import fit
 from relex_core.observe import observe
 from relex_core.spec import load_spec
@@ -242,6 +244,7 @@ def test_a_capture_that_is_killed_leaves_nothing_behind(trajectory: Path) -> Non
     run = trajectory / "run"
     code = f"""
 from relex_core.capture import capture_step
+from relex_core.checkpoints.contents import Checkpoint
 from relex_core.observe import observe
 print("ready", flush=True)
 for step in observe({str(trajectory)!r}):
@@ -257,6 +260,52 @@ for step in observe({str(trajectory)!r}):
             same_files(open_store(str(path)), trajectory, path)
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert len(list(run.glob("captured/*"))) == len(list(run.glob("captured/step-*"))) == len(STEPS)
+
+
+def captured_run(root: Path) -> list[Path]:
+    """Every step captured, and none left in the trajectory."""
+    for step in observe(str(root)):
+        capture_step(str(root / "run"), step)
+        shutil.rmtree(root / f"checkpoint-{step.folder.step}")
+    return sorted((root / "run/captured").iterdir())
+
+
+@pytest.mark.parametrize("number", range(len(STEPS) - 1))
+def test_a_captured_step_that_is_gone_is_exit_4_and_not_waited_for(trajectory: Path, number: int) -> None:
+    captured = captured_run(trajectory)
+    captured[number].unlink()
+    process = start(trajectory, "--then", "print", "--timeout", "20")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert f"step {STEPS[number + 1]} was captured as a patch of {captured[number].name}, which is gone" in err
+    assert "remove the captured steps after it" in err
+
+
+def test_the_advice_for_a_damaged_captured_step_leads_out(trajectory: Path) -> None:
+    """Remove it and those after it: what is left is read, and what the trainer still has is captured again."""
+    shutil.copytree(trajectory / "checkpoint-8", trajectory / "hidden-8")
+    captured = captured_run(trajectory)
+    show(trajectory, 8)
+    captured[2].write_bytes(captured[2].read_bytes()[:-1])
+    spec = load_spec(write_spec(trajectory, window={"t_cut": 8}))
+    with pytest.raises(DataError, match="damaged") as caught:
+        find_window(spec)
+    assert "remove it and the captured steps after it" in caught.value.next_step
+    for path in captured[2:]:
+        path.unlink()
+    assert watch(spec, "test", lambda *_: None, WatchOptions(capture=True, interval=0.1)).by_this_worker
+    assert [path.name for path in sorted((trajectory / "run/captured").iterdir())] == [
+        path.name for path in captured if path != captured[2]
+    ]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_captured_step_without_its_weights_is_not_waited_for(trajectory: Path, step: int) -> None:
+    for observed in observe(str(trajectory)):
+        torn = replace(observed, checkpoint=Checkpoint())
+        capture_step(str(trajectory / "run"), torn if observed.folder.step == step else observed)
+    with pytest.raises(WindowError, match=f"step {step}: weights are missing"):
+        find_window(load_spec(trajectory / "spec.yaml"))
 
 
 def same_files(store: object, root: Path, path: Path) -> None:
