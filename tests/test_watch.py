@@ -24,12 +24,12 @@ from support import line_of_states, random_weights, write_checkpoint, write_traj
 from relex_core.capture import capture_step
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.collect import collect, find_window
-from relex_core.errors import CheckpointChanged, DataError, WindowError, WindowNotReady
+from relex_core.errors import CheckpointChanged, DataError, StorageError, WindowError, WindowNotReady
 from relex_core.fit import fit
 from relex_core.observe import observe
 from relex_core.spec import load_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
-from relex_core.watch import WatchOptions, watch
+from relex_core.watch import MOST_FAILURES, WatchOptions, watch
 
 STEPS = [2, 4, 6, 8]
 FAST = ["--interval", "0.2", "--lease", "2"]
@@ -400,6 +400,42 @@ def test_a_permission_that_is_lacking_ends_the_watch_and_a_passing_failure_does_
             watch(spec.model_copy(update={"run_root": str(trajectory / "other")}), "test", lambda *_: None, options)
         assert caught.value.exit_code == 5  # type: ignore[attr-defined]
         assert len(front.seen("list", "")) == 3, "a lacking permission is not asked for again"
+
+
+def test_failures_of_the_run_directory_are_waited_out(
+    trajectory: Path,
+    fake_gcs: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Wherever the claim and fired.json are asked for; but not for ever."""
+    caplog.set_level("INFO", "relex")
+    options = WatchOptions(interval=0.05, timeout=60)
+    with faulty_front(fake_gcs) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        bucket = new_bucket(fake_gcs)
+        spec = load_spec(write_spec(trajectory, run_root=f"gs://{bucket}/run"))
+        trouble = [faults.status(400, f"trouble {number}") for number in range(6)]
+        front.plan("stat", "fired.json", trouble[0], answered, trouble[1])
+        front.plan("list", "", trouble[2])
+        front.plan("create", "claim-00001.json", answered, trouble[3], answered, trouble[4])
+        front.plan("create", "fired.json", trouble[5])
+        acted: list[object] = []
+        assert watch(spec, "test", lambda *given: acted.append(given), options).by_this_worker
+        assert len(acted) == 1
+        for number in range(len(trouble)):
+            assert f"trouble {number}" in caplog.text
+
+        front.plan_always("list", "", faults.status(400, "for ever"))
+        spec = spec.model_copy(update={"run_root": f"gs://{bucket}/other"})
+        before = len(front.seen("list", ""))
+        with pytest.raises(StorageError, match="for ever"):
+            watch(spec, "test", lambda *_: None, options)
+        assert len(front.seen("list", "")) - before == MOST_FAILURES
+
+
+def answered(handler: faults.Handler, request: faults.Request) -> None:
+    handler.send(handler.forward(request))
 
 
 @pytest.mark.parametrize("missing", ["trainer_state.json", "model-00002-of-00002.safetensors"])
