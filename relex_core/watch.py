@@ -165,11 +165,20 @@ class _News:
         except WindowNotReady:
             return
         before, self._before = self._before, {step.folder for step in steps}
+        self._report_lost(before)
         for step in steps:
             wanted = step.complete and window.first <= step.folder.step <= window.t_cut
             settled = vouched(steps, step) or step.folder in before
             if wanted and settled and not is_captured(run, step.folder.step):
                 yield step
+
+    def _report_lost(self, before: set[StepFolder]) -> None:
+        window, run = self._spec.window, self._spec.run_root
+        gone = {folder.step for folder in before} - {folder.step for folder in self._before}
+        for step in sorted(gone):
+            if window.first <= step <= window.t_cut and not is_captured(run, step):
+                log.warning("step %d was deleted before it could be captured: it is lost", step)
+                record_event(run, "lost", step=step)
 
 
 def _capture(spec: RunSpec, step: ObservedStep) -> None:

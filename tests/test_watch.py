@@ -322,6 +322,25 @@ def test_a_step_that_goes_away_while_it_is_captured_is_left_out(trajectory: Path
     assert not list((trajectory / "run/captured").glob("*"))
 
 
+def test_a_step_that_is_deleted_before_it_was_captured_is_reported(trajectory: Path) -> None:
+    write_spec(trajectory, window={"t_cut": 8})
+    hide(trajectory, 6)
+    hide(trajectory, 8)
+    (trajectory / "checkpoint-4/trainer_state.json").unlink()
+    with watching(trajectory, "--then", "print", "--capture") as process:
+        until((trajectory / f"run/captured/step-{2:012d}.relexpatch").exists)
+        shutil.rmtree(trajectory / "checkpoint-4")
+        shutil.rmtree(trajectory / "checkpoint-2")
+        show(trajectory, 6)
+        show(trajectory, 8)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "step 4 was deleted before it could be captured: it is lost" in err
+    events = [json.loads(line) for line in (trajectory / "run/events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "lost"] == [4]
+    assert [event["step"] for event in events if event["event"] == "captured"] == [2, 6, 8]
+
+
 def test_small_changes_take_a_tenth_of_the_bytes(tmp_path: Path) -> None:
     """2 % of the weights change by one unit in the last place, as a bfloat16 RL step does."""
     generator = torch.Generator().manual_seed(0)
