@@ -51,6 +51,10 @@ BACKOFF = 1.5
 # Storage errors in a row after which a watch gives up; each was retried for two minutes before.
 MOST_FAILURES = 20
 
+# Further looks for steps that came while others were captured. One without a marker has to be seen twice, once more if
+# the trainer changed it in between; a step that cannot be captured even so is left where it is.
+LATE_LOOKS = 3
+
 Action = Callable[[RunSpec, WindowManifest], object]
 Answer = TypeVar("Answer")
 
@@ -128,16 +132,16 @@ def watch_key(spec: RunSpec) -> str:
 
 
 def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:
-    news, again = _News(spec), options.capture
+    news, looks = _News(spec), LATE_LOOKS if options.capture else 0
     while True:
         try:
             manifest = clock.ask(lambda: _look(spec, claim, news if options.capture else None, clock))
         except WindowNotReady as error:
             clock.wait(f"{error.what}; waiting for {error.expected}", give_up=error)
             continue
-        if not again or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
+        if not looks or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
             return manifest
-        again = False  # a step came after the look for new ones: capture it, too
+        looks -= 1  # a step came after the look for new ones: capture it, too
 
 
 def _look(spec: RunSpec, claim: Claim, news: _News | None, clock: _Clock) -> WindowManifest:

@@ -21,13 +21,16 @@ from gcs.faults import faulty_front
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from support import line_of_states, random_weights, write_checkpoint, write_trajectory
 
-from relex_core.capture import capture_step
+from relex_core import watch as watching_module
+from relex_core.capture import CaptureReport, capture_step
 from relex_core.checkpoints.contents import Checkpoint
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.collect import collect, find_window
 from relex_core.errors import CheckpointChanged, DataError, StorageError, WindowError, WindowNotReady
 from relex_core.fit import fit
+from relex_core.manifest import WindowManifest
 from relex_core.observe import observe
-from relex_core.spec import load_spec
+from relex_core.spec import RunSpec, load_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
 from relex_core.watch import MOST_FAILURES, WatchOptions, watch
 
@@ -230,6 +233,35 @@ def test_captured_steps_stand_for_those_that_the_trainer_deleted(trajectory: Pat
     assert [event["step"] for event in events if event["event"] == "captured"] == STEPS
 
 
+def test_a_last_step_without_a_marker_that_comes_during_a_capture_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 8 is finished while step 6 is copied; the trainer deletes it before the fit."""
+    base = random_weights()
+    write_trajectory(tmp_path, base, line_of_states(base, STEPS), STEPS, layout="authors")
+    spec = load_spec(write_spec(tmp_path, window={"t_cut": 8, "settle_seconds": 0.1}))
+    last, hidden = tmp_path / "global_step_8", tmp_path / "hidden"
+    last.rename(hidden)
+
+    def capture_slowly(run: str, step: ObservedStep) -> CaptureReport:
+        report = capture_step(run, step)
+        if step.folder.step == 6:
+            hidden.rename(last)
+        return report
+
+    def delete_and_fit(spec: RunSpec, _: WindowManifest) -> None:
+        shutil.rmtree(last)
+        collect(spec)
+        fit(spec.run_root)
+
+    monkeypatch.setattr(watching_module, "capture_step", capture_slowly)
+    assert watch(spec, "test", delete_and_fit, WatchOptions(capture=True, interval=0.1, timeout=30)).by_this_worker
+    window = json.loads((tmp_path / "run/window.json").read_text())
+    assert [Path(checkpoint["uri"]).name for checkpoint in window["checkpoints"]] == [
+        f"step-{step:012d}.relexpatch" for step in STEPS
+    ]
+
+
 def direction_bytes(run: Path) -> dict[str, bytes]:
     """The tensors of the stored directions; their headers differ by the digest of the window."""
     found = {}
@@ -243,8 +275,10 @@ def test_a_capture_that_is_killed_leaves_nothing_behind(trajectory: Path) -> Non
     """SIGKILL at a random moment of each try: the step is there whole, or not at all, and captured in the end."""
     run = trajectory / "run"
     code = f"""
-from relex_core.capture import capture_step
+from relex_core import watch as watching_module
+from relex_core.capture import CaptureReport, capture_step
 from relex_core.checkpoints.contents import Checkpoint
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.observe import observe
 print("ready", flush=True)
 for step in observe({str(trajectory)!r}):
