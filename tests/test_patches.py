@@ -203,8 +203,12 @@ def one_file(**changes: object) -> PatchIndex:
         {"step": 10**400},
         {"depth": 3},
         {"parent": "step-000000000001.relexpatch", "parent_crc32c": "0", "depth": 0},
+        {"parent": "step-\0", "parent_crc32c": "0", "depth": 1},
     ],
-    ids=["outside", "no blocks", "too few", "raw size", "orphan", "negative", "twice", "400 digits", "depth", "parent"],
+    ids=[
+        *("outside", "no blocks", "too few", "raw size", "orphan", "negative", "twice", "400 digits", "depth"),
+        *("parent", "no step's name"),
+    ],
 )
 def test_indexes_that_contradict_themselves_are_refused(changes: dict[str, object]) -> None:
     text = one_file().model_copy(update=changes).model_dump_json(warnings=False)

@@ -80,7 +80,7 @@ class PatchIndex(BaseModel):
     """Folder that the files were copied from."""
     layout: str
     """How the trainer's layout is called."""
-    parent: str | None
+    parent: Annotated[str, Field(pattern=r"^step-[0-9]+\.relexpatch$")] | None
     """Name of the object whose blocks are patched, beside this one; None: every block stands by itself."""
     parent_crc32c: str | None
     """Checksum of the parent's index."""
