@@ -86,13 +86,14 @@ def is_captured(run: str, step: int) -> bool:
 
 
 def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
-    """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent."""
+    """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent, nor is a
+    patch of one."""
     numbers = [(CAPTURED.step_of(info.name), info.name) for info in folder.store.list()]
     below = [(number, name) for number, name in numbers if number is not None and number < step]
     if not below:
         return None
     try:
-        parent = folder.step(max(below)[1])
+        parent = folder.whole_step(max(below)[1])
     except DataError:
         return None
     return parent if parent.index.depth + 1 < STEPS_PER_WHOLE else None

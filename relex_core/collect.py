@@ -73,24 +73,31 @@ def collect(spec: RunSpec) -> WindowManifest:
 
 def claim_run_directory(spec: RunSpec) -> None:
     """Write RUN/spec.json, unless the directory holds another run's window; candidates and margins may change."""
+    if refuse_other_run(spec) != spec:
+        write_bytes(open_store(spec.run_root), layout.SPEC, spec.model_dump_json(indent=1).encode())
+
+
+def refuse_other_run(spec: RunSpec) -> RunSpec | None:
+    """The spec that the run directory holds so far, if any; writes nothing.
+
+    Raises:
+        SpecError: the run directory belongs to another spec.
+    """
     store = open_store(spec.run_root)
     try:
         old = load_spec_of(spec.run_root)
     except WindowNotReady:
-        pass
-    else:
-        mine, theirs = spec.identity(), old.identity()
-        changed = [name for name in mine if mine[name] != theirs[name]]
-        if changed and exists(store, layout.WINDOW):
-            raise SpecError(
-                f"the run directory belongs to another spec: {', '.join(changed)} differ",
-                where=f"{spec.run_root}/{layout.SPEC}",
-                expected="; ".join(f"{name}: {theirs[name]}" for name in changed),
-                next_step="use another --out, or delete that directory if it is not needed any more",
-            )
-        if old == spec:
-            return
-    write_bytes(store, layout.SPEC, spec.model_dump_json(indent=1).encode())
+        return None
+    mine, theirs = spec.identity(), old.identity()
+    changed = [name for name in mine if mine[name] != theirs[name]]
+    if changed and exists(store, layout.WINDOW):
+        raise SpecError(
+            f"the run directory belongs to another spec: {', '.join(changed)} differ",
+            where=f"{spec.run_root}/{layout.SPEC}",
+            expected="; ".join(f"{name}: {theirs[name]}" for name in changed),
+            next_step="use another --out, or delete that directory if it is not needed any more",
+        )
+    return old
 
 
 def find_window(spec: RunSpec) -> WindowManifest:
@@ -143,6 +150,11 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
         problems.append(f"{CONFIG} is missing")
     if any(info.name.endswith(".pt") for info in base.files):
         problems.append("its weights are FSDP shards, which only the steps of a trajectory may be")
+    problems += [  # window.json could not hold it
+        f"the name of {info.name!a} is not UTF-8: rename or remove the file"
+        for info in companion_files(files)
+        if info.name != info.name.encode(errors="replace").decode()
+    ]
     if problems:
         raise WindowError(
             "the base is not a complete checkpoint:",

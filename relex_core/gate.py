@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from relex_core import layout
-from relex_core.collect import find_window
+from relex_core.collect import find_window, refuse_other_run
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.manifest import spec_digest
 from relex_core.publish import published
@@ -29,7 +29,8 @@ def gate(spec: RunSpec) -> Gate:
     A window that is collected already counts as complete: the trainer may have deleted its checkpoints since.
 
     Raises:
-        SpecError: the spec has no evaluation section, so a pipeline that ends with a decision cannot run it.
+        SpecError: the spec has no evaluation section, so a pipeline that ends with a decision cannot run it; or the run
+            directory belongs to another spec.
         WindowError, DataError: a checkpoint is refused; waiting does not help.
     """
     if spec.evaluation is None:
@@ -39,6 +40,7 @@ def gate(spec: RunSpec) -> Gate:
             expected="evaluation: {select: {task: ...}, confirm: {task: ...}}",
             next_step="add the section; to only write candidates, use relex run",
         )
+    refuse_other_run(spec)
     outcome = published(spec.run_root)
     if outcome.spec_digest == spec_digest(spec):
         return Gate("done", f"{outcome.decision}: {outcome.candidate} is published in {spec.run_root}")

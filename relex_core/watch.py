@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -49,7 +51,12 @@ BACKOFF = 1.5
 # Storage errors in a row after which a watch gives up; each was retried for two minutes before.
 MOST_FAILURES = 20
 
+# Further looks for steps that came while others were captured. One without a marker has to be seen twice, once more if
+# the trainer changed it in between; a step that cannot be captured even so is left where it is.
+LATE_LOOKS = 3
+
 Action = Callable[[RunSpec, WindowManifest], object]
+Answer = TypeVar("Answer")
 
 
 class Fired(BaseModel):
@@ -104,19 +111,19 @@ def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> Wa
     claim = Claim(store, folder, lease=options.lease)
     clock = _Clock(options)
     while True:
-        fired = _fired(store, folder)
+        fired = clock.ask(lambda: _fired(store, folder))
         if fired is not None:
             return WatchResult(fired, by_this_worker=False)
-        if not claim.try_take():
+        if not clock.ask(claim.try_take):
             clock.wait(f"{claim.holder} is watching; standing by", at_most=options.lease / 4)
             continue
         with suppress(ClaimLost), claim.held():
             manifest = _wait_for_window(spec, claim, options, clock)
-            claim.require()
-            if (fired := _fired(store, folder)) is not None:  # by the one from whom the claim was taken over
+            fired = clock.ask(lambda: _fired_by_another(claim, store, folder))
+            if fired is not None:
                 return WatchResult(fired, by_this_worker=False)
             action(spec, manifest)
-            return _record(store, folder, claim.owner, name, manifest)
+            return clock.ask(partial(_record, store, folder, claim.owner, name, manifest))
 
 
 def watch_key(spec: RunSpec) -> str:
@@ -125,29 +132,26 @@ def watch_key(spec: RunSpec) -> str:
 
 
 def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: _Clock) -> WindowManifest:
-    failures, news, again = 0, _News(spec), options.capture
+    news, looks = _News(spec), LATE_LOOKS if options.capture else 0
     while True:
-        claim.require()
         try:
-            if options.capture:
-                for step in news.steps():
-                    claim.require()
-                    clock.reset()
-                    _capture(spec, step)
-            manifest = find_window(spec)
-            if not again or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
-                return manifest
-            again = False  # a step came after the look for new ones: capture it, too
+            manifest = clock.ask(lambda: _look(spec, claim, news if options.capture else None, clock))
         except WindowNotReady as error:
-            failures = 0
             clock.wait(f"{error.what}; waiting for {error.expected}", give_up=error)
-        except (AccessDenied, ObjectNotFound):
-            raise
-        except StorageError as error:
-            failures += 1
-            if failures >= MOST_FAILURES:
-                raise
-            clock.wait(f"{error.what} (attempt {failures} of {MOST_FAILURES})", give_up=error)
+            continue
+        if not looks or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
+            return manifest
+        looks -= 1  # a step came after the look for new ones: capture it, too
+
+
+def _look(spec: RunSpec, claim: Claim, news: _News | None, clock: _Clock) -> WindowManifest:
+    """The window as it stands now; what is new is captured first."""
+    claim.require()
+    for step in news.steps() if news else ():
+        claim.require()
+        clock.reset()
+        _capture(spec, step)
+    return find_window(spec)
 
 
 class _News:
@@ -165,11 +169,20 @@ class _News:
         except WindowNotReady:
             return
         before, self._before = self._before, {step.folder for step in steps}
+        self._report_lost(before)
         for step in steps:
             wanted = step.complete and window.first <= step.folder.step <= window.t_cut
             settled = vouched(steps, step) or step.folder in before
             if wanted and settled and not is_captured(run, step.folder.step):
                 yield step
+
+    def _report_lost(self, before: set[StepFolder]) -> None:
+        window, run = self._spec.window, self._spec.run_root
+        gone = {folder.step for folder in before} - {folder.step for folder in self._before}
+        for step in sorted(gone):
+            if window.first <= step <= window.t_cut and not is_captured(run, step):
+                log.warning("step %d was deleted before it could be captured: it is lost", step)
+                record_event(run, "lost", step=step)
 
 
 def _capture(spec: RunSpec, step: ObservedStep) -> None:
@@ -195,6 +208,12 @@ def _fired(store: Store, folder: str) -> Fired | None:
         return None
 
 
+def _fired_by_another(claim: Claim, store: Store, folder: str) -> Fired | None:
+    """Whether the one from whom the claim was taken over acted after all; the claim must still be ours."""
+    claim.require()
+    return _fired(store, folder)
+
+
 def _record(store: Store, folder: str, owner: str, name: str, manifest: WindowManifest) -> WatchResult:
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
     fired = Fired(owner=owner, time=time, action=name, window_digest=manifest.digest)
@@ -218,6 +237,22 @@ class _Clock:
     def reset(self) -> None:
         """Something happened: look again soon."""
         self._next = min(FIRST_WAIT_SECONDS, self._options.interval)
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """The answer of the storage, which is asked again while it fails.
+
+        Raises:
+            AccessDenied, ObjectNotFound: at once, for asking again does not help.
+            StorageError: it failed MOST_FAILURES times in a row.
+        """
+        for attempt in range(1, MOST_FAILURES):
+            try:
+                return question()
+            except (AccessDenied, ObjectNotFound):
+                raise
+            except StorageError as error:
+                self.wait(f"{error.what} (attempt {attempt} of {MOST_FAILURES})", give_up=error)
+        return question()
 
     def wait(self, why: str, *, at_most: float = float("inf"), give_up: Exception | None = None) -> None:
         """Say why, once, and sleep.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import zlib
@@ -219,6 +220,10 @@ def only_a_readme(base: Path) -> None:
     (base / "README.md").write_text("a model")
 
 
+def latin_1_name(base: Path) -> None:
+    Path(os.fsdecode(os.fsencode(base) + b"/caf\xe9.json")).write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -226,6 +231,7 @@ def only_a_readme(base: Path) -> None:
         (lambda base: truncate(base / "model.safetensors"), "model.safetensors is cut off"),
         (lambda base: (base / "config.json").unlink(), "config.json is missing"),  # no candidate could be loaded
         (only_a_readme, "no weights"),
+        (latin_1_name, "the name of 'caf\\udce9.json' is not UTF-8: rename or remove the file"),
     ],
 )
 def test_an_incomplete_base(tmp_path: Path, spoil: Callable[[Path], None], problem: str) -> None:

@@ -203,6 +203,16 @@ def test_the_gate_does_not_need_the_checkpoints_of_a_collected_window(folder: Pa
     assert gate(spec).state == "ready"
 
 
+def test_the_gate_refuses_what_the_run_directory_refuses(folder: Path) -> None:
+    collect(make_spec(folder))
+    for t_cut in (4, 40):
+        other = make_spec(folder, window={"t_cut": t_cut})
+        for asked in (gate, collect):
+            with pytest.raises(SpecError, match="belongs to another spec: window differ"):
+                asked(other)
+    assert gate(make_spec(folder)).state == "ready", "a refused spec leaves no trace"
+
+
 def test_another_spec_is_not_done_by_an_old_outcome(folder: Path) -> None:
     run_all(make_spec(folder))
     assert gate(make_spec(folder)).state == "done"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,18 @@ from gcs.faults import faulty_front
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from support import line_of_states, random_weights, write_checkpoint, write_trajectory
 
-from relex_core.capture import capture_step
+from relex_core import watch as watching_module
+from relex_core.capture import CaptureReport, capture_step
+from relex_core.checkpoints.contents import Checkpoint
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.collect import collect, find_window
-from relex_core.errors import CheckpointChanged, WindowNotReady
+from relex_core.errors import CheckpointChanged, DataError, StorageError, WindowError, WindowNotReady
 from relex_core.fit import fit
+from relex_core.manifest import WindowManifest
 from relex_core.observe import observe
-from relex_core.spec import load_spec
+from relex_core.spec import RunSpec, load_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
-from relex_core.watch import WatchOptions, watch
+from relex_core.watch import MOST_FAILURES, WatchOptions, watch
 
 STEPS = [2, 4, 6, 8]
 FAST = ["--interval", "0.2", "--lease", "2"]
@@ -228,6 +233,35 @@ def test_captured_steps_stand_for_those_that_the_trainer_deleted(trajectory: Pat
     assert [event["step"] for event in events if event["event"] == "captured"] == STEPS
 
 
+def test_a_last_step_without_a_marker_that_comes_during_a_capture_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 8 is finished while step 6 is copied; the trainer deletes it before the fit."""
+    base = random_weights()
+    write_trajectory(tmp_path, base, line_of_states(base, STEPS), STEPS, layout="authors")
+    spec = load_spec(write_spec(tmp_path, window={"t_cut": 8, "settle_seconds": 0.1}))
+    last, hidden = tmp_path / "global_step_8", tmp_path / "hidden"
+    last.rename(hidden)
+
+    def capture_slowly(run: str, step: ObservedStep) -> CaptureReport:
+        report = capture_step(run, step)
+        if step.folder.step == 6:
+            hidden.rename(last)
+        return report
+
+    def delete_and_fit(spec: RunSpec, _: WindowManifest) -> None:
+        shutil.rmtree(last)
+        collect(spec)
+        fit(spec.run_root)
+
+    monkeypatch.setattr(watching_module, "capture_step", capture_slowly)
+    assert watch(spec, "test", delete_and_fit, WatchOptions(capture=True, interval=0.1, timeout=30)).by_this_worker
+    window = json.loads((tmp_path / "run/window.json").read_text())
+    assert [Path(checkpoint["uri"]).name for checkpoint in window["checkpoints"]] == [
+        f"step-{step:012d}.relexpatch" for step in STEPS
+    ]
+
+
 def direction_bytes(run: Path) -> dict[str, bytes]:
     """The tensors of the stored directions; their headers differ by the digest of the window."""
     found = {}
@@ -241,7 +275,10 @@ def test_a_capture_that_is_killed_leaves_nothing_behind(trajectory: Path) -> Non
     """SIGKILL at a random moment of each try: the step is there whole, or not at all, and captured in the end."""
     run = trajectory / "run"
     code = f"""
-from relex_core.capture import capture_step
+from relex_core import watch as watching_module
+from relex_core.capture import CaptureReport, capture_step
+from relex_core.checkpoints.contents import Checkpoint
+from relex_core.checkpoints.observed import ObservedStep
 from relex_core.observe import observe
 print("ready", flush=True)
 for step in observe({str(trajectory)!r}):
@@ -259,6 +296,52 @@ for step in observe({str(trajectory)!r}):
     assert len(list(run.glob("captured/*"))) == len(list(run.glob("captured/step-*"))) == len(STEPS)
 
 
+def captured_run(root: Path) -> list[Path]:
+    """Every step captured, and none left in the trajectory."""
+    for step in observe(str(root)):
+        capture_step(str(root / "run"), step)
+        shutil.rmtree(root / f"checkpoint-{step.folder.step}")
+    return sorted((root / "run/captured").iterdir())
+
+
+@pytest.mark.parametrize("number", range(len(STEPS) - 1))
+def test_a_captured_step_that_is_gone_is_exit_4_and_not_waited_for(trajectory: Path, number: int) -> None:
+    captured = captured_run(trajectory)
+    captured[number].unlink()
+    process = start(trajectory, "--then", "print", "--timeout", "20")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert f"step {STEPS[number + 1]} was captured as a patch of {captured[number].name}, which is gone" in err
+    assert "remove the captured steps after it" in err
+
+
+def test_the_advice_for_a_damaged_captured_step_leads_out(trajectory: Path) -> None:
+    """Remove it and those after it: what is left is read, and what the trainer still has is captured again."""
+    shutil.copytree(trajectory / "checkpoint-8", trajectory / "hidden-8")
+    captured = captured_run(trajectory)
+    show(trajectory, 8)
+    captured[2].write_bytes(captured[2].read_bytes()[:-1])
+    spec = load_spec(write_spec(trajectory, window={"t_cut": 8}))
+    with pytest.raises(DataError, match="damaged") as caught:
+        find_window(spec)
+    assert "remove it and the captured steps after it" in caught.value.next_step
+    for path in captured[2:]:
+        path.unlink()
+    assert watch(spec, "test", lambda *_: None, WatchOptions(capture=True, interval=0.1)).by_this_worker
+    assert [path.name for path in sorted((trajectory / "run/captured").iterdir())] == [
+        path.name for path in captured if path != captured[2]
+    ]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_captured_step_without_its_weights_is_not_waited_for(trajectory: Path, step: int) -> None:
+    for observed in observe(str(trajectory)):
+        torn = replace(observed, checkpoint=Checkpoint())
+        capture_step(str(trajectory / "run"), torn if observed.folder.step == step else observed)
+    with pytest.raises(WindowError, match=f"step {step}: weights are missing"):
+        find_window(load_spec(trajectory / "spec.yaml"))
+
+
 def same_files(store: object, root: Path, path: Path) -> None:
     step = int(path.name.removeprefix("step-").removesuffix(".relexpatch"))
     for info in store.list():  # type: ignore[attr-defined]
@@ -271,6 +354,25 @@ def test_a_step_that_goes_away_while_it_is_captured_is_left_out(trajectory: Path
     with pytest.raises(FileNotFoundError):
         capture_step(str(trajectory / "run"), step)
     assert not list((trajectory / "run/captured").glob("*"))
+
+
+def test_a_step_that_is_deleted_before_it_was_captured_is_reported(trajectory: Path) -> None:
+    write_spec(trajectory, window={"t_cut": 8})
+    hide(trajectory, 6)
+    hide(trajectory, 8)
+    (trajectory / "checkpoint-4/trainer_state.json").unlink()
+    with watching(trajectory, "--then", "print", "--capture") as process:
+        until((trajectory / f"run/captured/step-{2:012d}.relexpatch").exists)
+        shutil.rmtree(trajectory / "checkpoint-4")
+        shutil.rmtree(trajectory / "checkpoint-2")
+        show(trajectory, 6)
+        show(trajectory, 8)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "step 4 was deleted before it could be captured: it is lost" in err
+    events = [json.loads(line) for line in (trajectory / "run/events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "lost"] == [4]
+    assert [event["step"] for event in events if event["event"] == "captured"] == [2, 6, 8]
 
 
 def test_small_changes_take_a_tenth_of_the_bytes(tmp_path: Path) -> None:
@@ -351,6 +453,42 @@ def test_a_permission_that_is_lacking_ends_the_watch_and_a_passing_failure_does_
             watch(spec.model_copy(update={"run_root": str(trajectory / "other")}), "test", lambda *_: None, options)
         assert caught.value.exit_code == 5  # type: ignore[attr-defined]
         assert len(front.seen("list", "")) == 3, "a lacking permission is not asked for again"
+
+
+def test_failures_of_the_run_directory_are_waited_out(
+    trajectory: Path,
+    fake_gcs: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Wherever the claim and fired.json are asked for; but not for ever."""
+    caplog.set_level("INFO", "relex")
+    options = WatchOptions(interval=0.05, timeout=60)
+    with faulty_front(fake_gcs) as front:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        bucket = new_bucket(fake_gcs)
+        spec = load_spec(write_spec(trajectory, run_root=f"gs://{bucket}/run"))
+        trouble = [faults.status(400, f"trouble {number}") for number in range(6)]
+        front.plan("stat", "fired.json", trouble[0], answered, trouble[1])
+        front.plan("list", "", trouble[2])
+        front.plan("create", "claim-00001.json", answered, trouble[3], answered, trouble[4])
+        front.plan("create", "fired.json", trouble[5])
+        acted: list[object] = []
+        assert watch(spec, "test", lambda *given: acted.append(given), options).by_this_worker
+        assert len(acted) == 1
+        for number in range(len(trouble)):
+            assert f"trouble {number}" in caplog.text
+
+        front.plan_always("list", "", faults.status(400, "for ever"))
+        spec = spec.model_copy(update={"run_root": f"gs://{bucket}/other"})
+        before = len(front.seen("list", ""))
+        with pytest.raises(StorageError, match="for ever"):
+            watch(spec, "test", lambda *_: None, options)
+        assert len(front.seen("list", "")) - before == MOST_FAILURES
+
+
+def answered(handler: faults.Handler, request: faults.Request) -> None:
+    handler.send(handler.forward(request))
 
 
 @pytest.mark.parametrize("missing", ["trainer_state.json", "model-00002-of-00002.safetensors"])

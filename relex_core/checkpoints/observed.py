@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
@@ -38,7 +38,7 @@ def captured_steps(folder: str) -> list[ObservedStep]:
     """The steps that `relex watch --capture` copied into this folder; they appear whole or not at all.
 
     Raises:
-        DataError: one is damaged.
+        DataError: one is damaged, or builds upon one that is gone.
     """
     numbers = {info.name: CAPTURED.step_of(info.name) for info in open_store(folder).list()}
     found = {name: number for name, number in numbers.items() if number is not None}
@@ -46,5 +46,7 @@ def captured_steps(folder: str) -> list[ObservedStep]:
     for (name, number), store in zip(found.items(), open_stores([join_uri(folder, n) for n in found]), strict=True):
         files = tuple(store.list())
         step = StepFolder(number, name, CAPTURED, files)
-        steps.append(ObservedStep(step, store.uri, open_checkpoint(store, files)))
+        checkpoint = open_checkpoint(store, files)
+        # Nobody is writing any more: what is missing is wrong, and not worth waiting for.
+        steps.append(ObservedStep(step, store.uri, replace(checkpoint, wrong=checkpoint.problems, incomplete=[])))
     return steps

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound, StorageError
 from relex_core.storage.base import ObjectInfo, Store, Writer
-from relex_core.storage.patches import BLOCK_BYTES, CapturedFile, PatchIndex, read_index, unpack
+from relex_core.storage.patches import BLOCK_BYTES, LATER_STEPS, CapturedFile, PatchIndex, read_index, unpack
 
 # The last step's blocks of the stripes in work: two for each of up to 32 threads.
 CACHED_BLOCKS = 64
@@ -65,12 +65,23 @@ class CapturedSteps:
                 self._steps[name] = known
         return known
 
+    def whole_step(self, name: str) -> CapturedStep:
+        """The same, with all that it builds upon in place.
+
+        Raises:
+            ObjectNotFound: there is no such step.
+            DataError: it is damaged, or a step that it builds upon was replaced or removed.
+        """
+        step = link = self.step(name)
+        while link.index.parent is not None:
+            link = self._link(link.index.parent, link)
+        return step
+
     def block(self, name: str, file: str, number: int) -> bytes:
         """One unpacked block of a file of step `name`.
 
         Raises:
-            CheckpointChanged: a step that it builds upon was replaced or removed.
-            DataError: a step is damaged.
+            DataError: a step is damaged, or one that it builds upon was replaced or removed.
         """
         chain: list[CapturedStep] = []
         content = self._cached(name, file, number)
@@ -129,12 +140,12 @@ class CapturedSteps:
     def _where(self, name: str) -> str:
         return f"{self.store.uri}/{name}"
 
-    def _broken(self, name: str, child: CapturedStep, what: str) -> CheckpointChanged:
-        return CheckpointChanged(
+    def _broken(self, name: str, child: CapturedStep, what: str) -> DataError:
+        return DataError(
             f"step {child.index.step} was captured as a patch of {name}, which {what}",
             where=self._where(name),
             expected="every file of the folder as it was written",
-            next_step="restore the file; captured steps cannot be read one without the other",
+            next_step=f"restore the file; if it is lost, remove {LATER_STEPS}",
         )
 
 
@@ -151,7 +162,7 @@ class CapturedStore:
         self._steps, self._name = steps, uri.rpartition("/")[2]
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        step = self._steps.step(self._name)
+        step = self._steps.whole_step(self._name)
         names = [name for name in sorted(step.files) if not prefix]
         return iter([self._info(step, name) for name in names])
 

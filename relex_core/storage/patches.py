@@ -35,6 +35,11 @@ MAX_INDEX_BYTES = 2**28
 # fastest that does. The window spans the block and its dictionary.
 _PARAMETERS = zstandard.ZstdCompressionParameters.from_level(3, window_log=22)
 
+LATER_STEPS = (
+    "the captured steps after it, which may be patches of it: those that the trainer still has are captured again, "
+    "the others are lost"
+)
+
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -75,7 +80,7 @@ class PatchIndex(BaseModel):
     """Folder that the files were copied from."""
     layout: str
     """How the trainer's layout is called."""
-    parent: str | None
+    parent: Annotated[str, Field(pattern=r"^step-[0-9]+\.relexpatch$")] | None
     """Name of the object whose blocks are patched, beside this one; None: every block stands by itself."""
     parent_crc32c: str | None
     """Checksum of the parent's index."""
@@ -217,5 +222,5 @@ def _damaged(what: str, where: str) -> DataError:
         f"a captured step is damaged: {what}",
         where=where,
         expected="a file that `relex watch --capture` wrote",
-        next_step="remove the file; if the trainer still has the step, capture it again",
+        next_step=f"restore the file from a copy, or remove it and {LATER_STEPS}",
     )
