@@ -7,8 +7,8 @@ the rates v_i = δ_i / g_i are filtered (prewhitening, Andrews and Monahan 1992)
     v'_i = (v_i − r v_{i−1}) / (1 − r)        r: momentum from one checkpoint to the next; v'_1 = v_1
 
 which leaves drift d, long-run variance σ² and t_T as they are, and r is what makes the two means equal. Lag 1 has no
-say: rounding of the checkpoints makes neighbouring increments unlike. If filtering pushes lag 1 below the rest, or no r
-makes the means equal, the increments are no filtered walk, and nothing is taken out.
+say: rounding of the checkpoints makes neighbouring increments unlike. If even the smallest r that will do
+pushes lag 1 below the rest, or none makes the means equal, this is no filtered walk, and nothing is taken out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from relex_core.forecast.null_model import Drift, correlation_length, estimate
 from relex_core.forecast.window import Increments
 
-DECAYS = np.concatenate([[0.0], 1.0 - np.geomspace(0.75, 0.04, 32)])
+DECAYS = np.concatenate([[0.0], 1.0 - np.geomspace(0.75, 0.04, 16)])
 """r tried, in between by interpolation; 0.96 remembers for 49 checkpoints, more than most windows have."""
 NEAR = (2, 5)
 ERRORS = 2.0
@@ -51,7 +51,7 @@ def momentum(moves: Increments) -> Momentum:
         return Momentum(0.0, 0.0, 0.0, resolved=True)
     excess = np.array([_excess(whitened(moves, decay), *NEAR) or 0.0 for decay in DECAYS])
     low, best, high = (_crossing(excess, level) for level in (ERRORS, 0.0, -ERRORS))
-    if excess.min() > 0 or (_excess(whitened(moves, best), 1, 1) or 0.0) < -1.5 * ERRORS:
+    if excess.min() > 0 or (_excess(whitened(moves, low), 1, 1) or 0.0) < -ERRORS:
         enough = LENGTHS * correlation_length(moves) <= len(moves.gaps)
         return Momentum(0.0, 0.0, 0.0, resolved=enough)
     return Momentum(low, best, high, resolved=len(moves.gaps) * (1 - high) / (1 + high) >= MEMORIES)
@@ -67,7 +67,7 @@ def whitened(moves: Increments, decay: float) -> Increments:
     mixing = np.eye(len(gaps))
     mixing[later, later] = 1 / (1 - decays)
     mixing[later, later - 1] = -decays / (1 - decays) * gaps[1:] / gaps[:-1]
-    return replace(moves, inner=mixing @ moves.inner @ mixing.T, undo=np.linalg.inv(mixing))
+    return replace(moves, inner=mixing @ moves.inner @ mixing.T, mixing=mixing)
 
 
 def drift_without(moves: Increments, decay: float) -> tuple[Increments, Drift]:

@@ -77,8 +77,8 @@ class Increments:
     lags: np.ndarray
     """"T T", integer: 0 on the diagonal, 1 for neighbours, then growing with the optimizer steps in between,
     counted in median gaps; on regular steps |i − j|."""
-    undo: np.ndarray
-    """What turns these increments into those of the window, "T T": the identity, unless momentum was taken out."""
+    mixing: np.ndarray
+    """What made these of the window's own increments, "T T": the identity, unless momentum was taken out."""
 
     @property
     def last_step(self) -> float:
