@@ -89,7 +89,8 @@ def _excess(moves: Increments, first: int, last: int) -> float | None:
     if not near.size or far.size < 4:
         return None
     error = float(far.std()) * (1 / near.size + 1 / far.size) ** 0.5
-    return (float(near.mean()) - float(far.mean())) / max(error, 1e-9)
+    apart = float(near.mean()) - float(far.mean())
+    return apart / max(error, 1e-9)
 
 
 def _crossing(excess: np.ndarray, level: float) -> float:
