@@ -13,6 +13,7 @@ pushes lag 1 below the rest, or none makes the means equal, this is no filtered 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,9 +89,8 @@ def _excess(moves: Increments, first: int, last: int) -> float | None:
     near, far = cosines[(lags >= first) & (lags <= min(last, half))], cosines[lags > half]
     if not near.size or far.size < 4:
         return None
-    error = float(far.std()) * (1 / near.size + 1 / far.size) ** 0.5
-    apart = float(near.mean()) - float(far.mean())
-    return apart / max(error, 1e-9)
+    error = float(far.std()) * math.sqrt(1 / near.size + 1 / far.size)
+    return float(near.mean() - far.mean()) / max(error, 1e-9)
 
 
 def _crossing(excess: np.ndarray, level: float) -> float:
