@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from relex_core.forecast.expected import expected_at
 from relex_core.forecast.held_out import held_out
 from relex_core.forecast.incidents import Incidents, incidents
 from relex_core.forecast.modules import membership
+from relex_core.forecast.momentum import drift_without, momentum, whitened
 from relex_core.forecast.null_model import correlation_length, estimate
+from relex_core.forecast.nulls import null_models
 from relex_core.forecast.predictors import predictors
 from relex_core.forecast.walk import compare, shape
 from relex_core.forecast.window import increments, window_of
@@ -150,6 +153,67 @@ def test_momentum_is_not_taken_for_drift() -> None:
         assert length >= 5
         shares.append(estimate(increments((rows @ rows.T)[None], np.arange(1.0, 101.0)), length).share[0])
     assert np.mean(shares) < 0.1
+
+
+def walk_with_memory(length: int, decay: float, share: float, random: np.random.Generator) -> np.ndarray:
+    """Deltas "T 600" whose increments are stationary, with correlation decay^lag, and φ = share at the last step."""
+    noise = random.standard_normal((length, 600)) / np.sqrt(600)
+    noise[0] /= np.sqrt(1 - decay**2)
+    for row in range(1, length):
+        noise[row] += decay * noise[row - 1]
+    drift = random.standard_normal(600)
+    drift *= np.sqrt(share / (1 - share) / length) / (1 - decay) / np.linalg.norm(drift)
+    return np.asarray((noise + drift).cumsum(axis=0))
+
+
+@pytest.mark.parametrize(("length", "decay"), [(16, 0.9), (24, 0.9), (40, 0.9)])
+def test_a_window_too_short_for_its_momentum_shows_no_drift(length: int, decay: float) -> None:
+    random, steps = np.random.default_rng(length), np.arange(1, length + 1)
+    for _ in range(2):
+        result = forecast_of([walk_with_memory(length, decay, 0.0, random)], steps)
+        null = result.model.null
+        assert null.drift_share_interval[0] == 0 and not null.rank_one and not null.straight
+        assert result.advice.worthwhile != "yes" and not result.momentum_resolved
+        assert any("too short to tell drift from momentum" in reason for reason in result.advice.reasons)
+
+
+@pytest.mark.parametrize(("length", "decay"), [(24, 0.5), (40, 0.7), (75, 0.9)])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_drift_is_found_beside_momentum(length: int, decay: float, share: float) -> None:
+    random, inside, estimates, decays = np.random.default_rng(length), [], [], []
+    for seed in range(8):
+        rows = walk_with_memory(length, decay, share, random)
+        moves = increments((rows @ rows.T)[None], np.arange(1.0, length + 1))
+        found = momentum(replace(moves, inner=moves.inner[0]))
+        assert found.low <= found.best <= found.high and found.resolved
+        decays.append(found.best)
+        null = null_models(window_of({"a": rows @ rows.T}, range(1, length + 1)), np.ones((1, 1)), found, seed).of(0)
+        low, high = null.drift_share_interval
+        inside.append(low <= share <= high)
+        estimates.append(null.drift_share)
+        assert share == 0 or low > 0
+    assert sum(inside) >= 6  # nominal 0.95: 5 of 8 or fewer happen to one in 170 such tests
+    assert np.mean(decays) == pytest.approx(decay, abs=0.05)
+    assert np.mean(estimates) == pytest.approx(share, abs=0.08)
+
+
+def test_a_long_window_with_momentum_and_drift_is_worthwhile() -> None:
+    steps = np.arange(1, 81)
+    result = forecast_of([walk_with_memory(80, 0.9, 0.6, np.random.default_rng(11))], steps)
+    assert result.momentum_resolved and result.momentum == pytest.approx(0.9, abs=0.03)
+    assert result.advice.worthwhile == "yes" and result.model.null.straight
+
+
+def test_whitening_keeps_drift_and_takes_momentum_away() -> None:
+    steps = IRREGULAR.astype(np.float64)
+    line = increments(np.outer(steps, steps), steps)
+    np.testing.assert_allclose(whitened(line, 0.8).inner, line.inner, rtol=1e-9)
+    even = increments(np.zeros((30, 30)), np.arange(1.0, 31.0))
+    remembering = replace(even, inner=0.8 ** even.lags.astype(np.float64))
+    without, drift = drift_without(replace(remembering, inner=remembering.inner[None]), 0.8)
+    np.testing.assert_allclose(without.inner[0], np.diag([1.0, *[(1 + 0.8) / (1 - 0.8)] * 29]), atol=1e-9)
+    assert drift.share[0] == pytest.approx(0, abs=1e-9)
+    assert drift.walk[0] == pytest.approx(1.8 / 0.2, rel=0.04)  # the long-run variance, but for the first increment
 
 
 @pytest.mark.parametrize("dimensions", [40, 400])

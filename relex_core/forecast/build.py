@@ -51,7 +51,7 @@ def build(
         window=window,
         members=members,
         shapes=shapes,
-        nulls=null_models(window, members, whole.drift, seed),
+        nulls=null_models(window, members, whole.momentum, seed),
         by_horizon=line_by_horizon(held),
         by_windows=line_by_windows(held),
         skills=predictor_skills(held, expected),
@@ -64,7 +64,7 @@ def build(
     observed = tuple(int(step) for step in window.steps)
     cut_steps = tuple(int(cut.last_step) for cut in held.fits)
     farthest = float(held.windows[fair_pairs(held)].max(initial=0.0))
-    facts = Facts(observed, cut_steps, aims, farthest, whole.drift.length, model, modules, happened)
+    facts = Facts(observed, cut_steps, aims, farthest, whole.momentum.resolved, model, modules, happened)
     return Forecast(
         window_digest=digests[0],
         fit_key=digests[1],
@@ -74,6 +74,8 @@ def build(
         windows=tuple((low, high) for low, high, _ in window_bins(held)),
         target_steps=aims,
         correlation_length=whole.drift.length,
+        momentum=whole.momentum.best,
+        momentum_resolved=whole.momentum.resolved,
         advice=advise(facts),
         incidents=happened,
         auto=_auto(auto, types[:-1]),

@@ -10,12 +10,13 @@ Features are the vectors that predictors are mixed from, each itself a mix of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from relex_core.forecast.eigen import first_eigenvectors
-from relex_core.forecast.null_model import Drift, correlation_length, estimate
+from relex_core.forecast.momentum import Momentum, drift_without, momentum
+from relex_core.forecast.null_model import Drift
 from relex_core.forecast.window import Window, increments
 
 DIRECTION, LAST = "direction", "last"
@@ -37,8 +38,10 @@ class Cut:
     """"N"."""
     share: np.ndarray
     """φ "N", of the tensor's module type, from the first k checkpoints."""
+    momentum: Momentum
+    """Of the whole model."""
     drift: Drift
-    """Of the groups."""
+    """Of the groups, without momentum."""
     features: tuple[str, ...]
 
     @property
@@ -87,7 +90,9 @@ def cut_at(window: Window, members: np.ndarray, averages: Sequence[int]) -> Cut:
     centred = window.steps - window.steps.mean()
     coefficients = sigma[:, None] * vectors
     slope = coefficients @ centred / float(centred @ centred)
-    drift = drift_at(window, members)
+    moves = increments(window.pooled(members), window.steps)
+    found = momentum(replace(moves, inner=moves.inner[-1]))
+    _, drift = drift_without(moves, found.best)
     return Cut(
         steps=window.steps,
         vectors=vectors,
@@ -95,13 +100,7 @@ def cut_at(window: Window, members: np.ndarray, averages: Sequence[int]) -> Cut:
         slope=slope,
         intercept=coefficients.mean(axis=1) - slope * window.steps.mean(),
         share=members[:-1].T @ np.nan_to_num(drift.share[:-1]),
+        momentum=found,
         drift=drift,
         features=(DIRECTION, LAST, *(average_feature(n) for n in averages if n <= window.length)),
     )
-
-
-def drift_at(window: Window, members: np.ndarray) -> Drift:
-    """Walk and drift of every group; the correlation length is the model's."""
-    pooled = window.pooled(members)
-    length = correlation_length(increments(pooled[-1], window.steps))
-    return estimate(increments(pooled, window.steps), length)

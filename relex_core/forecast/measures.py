@@ -76,7 +76,7 @@ class Null(Record):
     drift_share: float | None
     """φ."""
     drift_share_interval: tuple[float | None, float | None]
-    """95 %, block bootstrap."""
+    """95 %, block bootstrap, the widest over the range of momentum; from 0 where momentum is not resolved."""
     drift_square: float
     """d², squared norm a step²."""
     walk_variance: float
@@ -98,9 +98,9 @@ class Null(Record):
     dimensions: float | None
     """Effective number of dimensions of the walk."""
     rank_one: bool
-    """p_value < 0.05: more rank 1 than a walk."""
+    """p_value < 0.05: more rank 1 than a walk. False where momentum is not resolved."""
     straight: bool
-    """line_p_value < 0.05: straighter than a walk."""
+    """line_p_value < 0.05: straighter than a walk. False where momentum is not resolved."""
 
 
 class Group(Record):

@@ -8,10 +8,11 @@ import numpy as np
 
 from relex_core.forecast.bootstrap import share_interval
 from relex_core.forecast.measures import Null
+from relex_core.forecast.momentum import Momentum, drift_without
 from relex_core.forecast.null_model import Drift, displacement_exponent
 from relex_core.forecast.numbers import number
 from relex_core.forecast.walk import WalkComparison, compare
-from relex_core.forecast.window import Window, increments
+from relex_core.forecast.window import Increments, Window, increments
 
 LEVEL = 0.05
 """Of the test whether a group is more rank 1 than a walk."""
@@ -21,6 +22,7 @@ LEVEL = 0.05
 class NullModels:
     """Every group beside the null model."""
 
+    momentum: Momentum
     exponent: np.ndarray
     """"groups"."""
     drift: Drift
@@ -48,21 +50,32 @@ class NullModels:
             p_value=number(beside.p_value) if beside else None,
             line_p_value=number(beside.line_p_value) if beside else None,
             dimensions=number(beside.dimensions) if beside else None,
-            rank_one=beside is not None and beside.p_value < LEVEL,
-            straight=beside is not None and beside.line_p_value < LEVEL,
+            rank_one=self.momentum.resolved and beside is not None and beside.p_value < LEVEL,
+            straight=self.momentum.resolved and beside is not None and beside.line_p_value < LEVEL,
         )
 
 
-def null_models(window: Window, members: np.ndarray, drift: Drift, seed: int) -> NullModels:
-    """Compare every group with walks; seeds of the groups differ."""
+def null_models(window: Window, members: np.ndarray, found: Momentum, seed: int) -> NullModels:
+    """Compare every group with walks that have the model's momentum; seeds of the groups differ."""
     pooled = window.pooled(members)
     moves = increments(pooled, window.steps)
+    rest, drift = drift_without(moves, found.best)
     return NullModels(
+        momentum=found,
         exponent=displacement_exponent(pooled, window.steps),
         drift=drift,
-        interval=share_interval(moves, drift, seed),
+        interval=_interval(moves, found, seed),
         comparisons=tuple(
-            compare(inner, moves, drift, row, seed + row) if np.trace(pooled[row]) > 0 else None
-            for row, inner in enumerate(moves.inner)
+            compare(inner, rest, drift, row, seed + row) if np.trace(pooled[row]) > 0 else None
+            for row, inner in enumerate(rest.inner)
         ),
     )
+
+
+def _interval(moves: Increments, found: Momentum, seed: int) -> np.ndarray:
+    """φ's interval "groups 2", the widest over the range of momentum; from 0 where it cannot be told from a drift."""
+    intervals = [
+        share_interval(*drift_without(moves, decay), seed) for decay in sorted({found.low, found.best, found.high})
+    ]
+    low, high = np.min(intervals, axis=0)[:, 0], np.max(intervals, axis=0)[:, 1]
+    return np.stack([low if found.resolved else np.minimum(low, 0.0), high], axis=1)

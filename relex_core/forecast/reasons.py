@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from relex_core.forecast.measures import Group
+from relex_core.forecast.measures import Group, Null
 from relex_core.forecast.names import RELEX, extrapolates
 from relex_core.forecast.results import Incidents
 
@@ -26,7 +26,8 @@ class Facts:
     targets: Sequence[int]
     farthest: float
     """Longest horizon measured, in units of its window."""
-    correlation_length: int
+    momentum_resolved: bool
+    """Whether the window is long enough to tell a drift from momentum."""
     model: Group
     modules: Mapping[str, Group]
     incidents: Incidents
@@ -92,15 +93,27 @@ def _null_reasons(facts: Facts) -> Iterator[str]:
         yield (
             f"the first component explains {null.explained_variance:.3f} with R² {null.r_squared:.3f}; a pure walk of "
             f"this length {null.walk_explained_variance:.3f} with {null.walk_r_squared:.3f}: "
-            f"{'more' if null.rank_one else 'no more'} rank 1 than a walk (p = {null.p_value:.2g}) and "
-            f"{'straighter' if null.straight else 'no straighter'} (p = {null.line_p_value:.2g})"
+            + _beside_a_walk(null, facts.momentum_resolved)
         )
-    if facts.correlation_length < min(5, len(facts.steps) - 1):
-        yield "the window is too short to tell drift from momentum; φ may hold some of it"
+    if not facts.momentum_resolved:
+        yield (
+            "the window is too short to tell drift from momentum: the increments' correlation has not died down within "
+            "it. φ may hold some momentum; a longer window, or checkpoints farther apart, would tell"
+        )
     overshoots = [(t, o) for t, o in zip(facts.targets, facts.model.overshoot, strict=True) if o is not None]
     if overshoots:
         target, overshoot = overshoots[-1]
         yield f"at step {target} the line's coefficient is expected to be {overshoot:.2f} times the true one"
+
+
+def _beside_a_walk(null: Null, resolved: bool) -> str:
+    ps = (null.p_value, null.line_p_value)
+    if not resolved:
+        return "p = {:.2g} and {:.2g}, but a walk with more momentum than this window shows may reach both".format(*ps)
+    return (
+        f"{'more' if null.rank_one else 'no more'} rank 1 than a walk (p = {null.p_value:.2g}) and "
+        f"{'straighter' if null.straight else 'no straighter'} (p = {null.line_p_value:.2g})"
+    )
 
 
 def _horizon_reason(limit: int | None, reached: bool) -> str:
@@ -123,7 +136,7 @@ def _window_reasons(facts: Facts, window: str, step: int | None) -> Iterator[str
     elif window == "unclear" and not facts.short:
         yield "the interval of φ reaches 0: no drift is shown, and a longer window helps only if there is one"
     unlike = [name for name, group in facts.modules.items() if group.moved and not group.null.rank_one]
-    if unlike:
+    if unlike and facts.momentum_resolved:
         yield f"not more rank 1 than a walk: {', '.join(unlike)}"
 
 

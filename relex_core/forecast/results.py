@@ -96,7 +96,11 @@ class Forecast(Record):
     """Ranges of horizons, in units of the fitted window (from, to]."""
     target_steps: tuple[int, ...]
     correlation_length: int
-    """L, in median gaps between checkpoints."""
+    """L, in median gaps between checkpoints, of what momentum leaves."""
+    momentum: float
+    """r from one checkpoint to the next, as taken out; 0 where none is shown or none fits."""
+    momentum_resolved: bool
+    """Whether the window is long enough to tell a drift from momentum; if not, φ's interval starts at 0."""
     advice: Advice
     incidents: Incidents
     auto: Auto

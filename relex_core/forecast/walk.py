@@ -44,11 +44,13 @@ class WalkComparison:
 def compare(inner: np.ndarray, moves: Increments, drift: Drift, row: int, seed: int) -> WalkComparison:
     """Compare one group with walks; inner: its I, "T T", not all 0."""
     steps = np.cumsum(moves.gaps)
-    root = _root(_walk_covariance(inner, moves, float(drift.square[row]), drift.length))
+    undo = np.linalg.inv(moves.mixing)
+    root = undo @ _root(_walk_covariance(inner, moves, float(drift.square[row]), drift.length))
     dimensions = effective_dimensions(inner, moves, drift.length)
     random = np.random.default_rng(seed)
     walks = root @ _wisharts(len(steps), dimensions, random) @ root.T
-    shares, fits = shape(_positions(np.concatenate([inner[None], (root @ root.T)[None], walks])), steps)
+    observed = undo @ inner @ undo.T
+    shares, fits = shape(_positions(np.concatenate([observed[None], (root @ root.T)[None], walks])), steps)
     return WalkComparison(
         explained_variance=float(shares[0]),
         r_squared=float(fits[0]),

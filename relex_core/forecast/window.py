@@ -77,6 +77,8 @@ class Increments:
     lags: np.ndarray
     """"T T", integer: 0 on the diagonal, 1 for neighbours, then growing with the optimizer steps in between,
     counted in median gaps; on regular steps |i − j|."""
+    mixing: np.ndarray
+    """What made these of the window's own increments, "T T": the identity, unless momentum was taken out."""
 
     @property
     def last_step(self) -> float:
@@ -93,4 +95,4 @@ def increments(grams: np.ndarray, steps: np.ndarray) -> Increments:
     between = np.maximum(starts[None, :] - ends[:, None], starts[:, None] - ends[None, :])
     lags = np.floor(1.0 + between / np.median(gaps) + 1e-9).astype(np.int64)
     np.fill_diagonal(lags, 0)
-    return Increments(np.diff(np.diff(padded, axis=-1), axis=-2), gaps, lags)
+    return Increments(np.diff(np.diff(padded, axis=-1), axis=-2), gaps, lags, np.eye(len(steps)))

@@ -42,7 +42,13 @@ def expectation_section(run: Artifacts) -> Section:
     if null.drift_share is None:
         return Section("forecast", title, (advice.caveat,), facts, bullets)
     plots = tuple(plot for plot in _plots(forecast) if plot.rows)
-    return Section("forecast", title, (advice.caveat,), facts, bullets, (_null_table(null),), plots)
+    return Section("forecast", title, (advice.caveat,), facts, bullets, (_null_table(forecast),), plots)
+
+
+def _more(than_a_walk: bool, forecast: Forecast) -> str:
+    if not forecast.momentum_resolved:
+        return "unclear"
+    return "yes" if than_a_walk else "no"
 
 
 def _interval(null: Null) -> str:
@@ -57,8 +63,9 @@ def _plots(forecast: Forecast) -> Iterator[Plot]:
     yield _direction(forecast)
 
 
-def _null_table(null: Null) -> Table:
+def _null_table(forecast: Forecast) -> Table:
     """Explained variance and R² beside a pure walk's: without that they say nothing."""
+    null = forecast.model.null
     rows = (
         (
             "Explained variance",
@@ -66,7 +73,7 @@ def _null_table(null: Null) -> Table:
             number(null.walk_explained_variance),
             number(null.walk_explained_variance_95),
             number(null.p_value),
-            "yes" if null.rank_one else "no",
+            _more(null.rank_one, forecast),
         ),
         (
             "R² of the line",
@@ -74,7 +81,7 @@ def _null_table(null: Null) -> Table:
             number(null.walk_r_squared),
             number(null.walk_r_squared_95),
             number(null.line_p_value),
-            "yes" if null.straight else "no",
+            _more(null.straight, forecast),
         ),
     )
     headings = ("all tensors as one", "this run", "a pure walk", "95 % of walks stay below", "p", "more than a walk?")
@@ -169,8 +176,8 @@ def _drift_share(forecast: Forecast) -> Plot:
             _interval(group.null),
             number(group.null.displacement_exponent, 2),
             percent(group.share),
-            "yes" if group.null.rank_one else "no",
-            "yes" if group.null.straight else "no",
+            _more(group.null.rank_one, forecast),
+            _more(group.null.straight, forecast),
         )
         for name, group in groups.items()
     )
