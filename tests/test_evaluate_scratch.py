@@ -25,9 +25,11 @@ from relex_core.errors import DataError, StorageError
 from relex_core.evaluate import scratch
 from relex_core.evaluate.generate import Sampling, open_generator
 from relex_core.evaluate.scratch import local_checkpoint, local_companions
+from relex_core.manifest import load_manifest
 from relex_core.run import run
-from relex_core.spec import EvaluationSpec, resolve_spec
+from relex_core.spec import EvaluationSpec, RunSpec, resolve_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
+from relex_core.watch import WatchOptions, watch
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +57,14 @@ def questions(seed: int) -> str:
     return "\n".join(lines)
 
 
-def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
-    """All stages; the decision without what depends on places and on the clock."""
+def write_questions(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "select.jsonl").write_text(questions(1))
+    (folder / "confirm.jsonl").write_text(questions(2))
+    return str(folder)
 
+
+def spec_of(base: str, trajectory: str, out: str, tasks: str) -> RunSpec:
     def split(name: str) -> dict[str, Any]:
         return {"task": {"name": "addition", "file": f"{tasks}/{name}.jsonl"}, "max_tokens": 6, "batch_size": 12}
 
@@ -68,9 +75,17 @@ def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
         "candidates": {"target_steps": [8], "scales": [1.0], "baselines": ["last_observed"]},
         "evaluation": {"device": "cpu", "select": split("select"), "confirm": split("confirm")},
     }
-    result = run(resolve_spec(data, where="test", folder=Path.cwd(), out=out))
+    return resolve_spec(data, where="test", folder=Path.cwd(), out=out)
+
+
+def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
+    """All stages; the decision without what depends on places and on the clock."""
+    assert run(spec_of(base, trajectory, out, tasks)).decision is not None
+    return decision_of(out)
+
+
+def decision_of(out: str) -> dict[str, Any]:
     decision = json.loads(read_bytes(open_store(out), "decision.json"))
-    assert result.decision is not None
     places = ("window_digest", "rules_digest", "candidates")  # they tell where base, window and questions lie
     return {name: value for name, value in decision.items() if name not in (*places, "cost")}
 
@@ -84,22 +99,35 @@ def test_every_place_gives_the_same_decision(
 ) -> None:
     """Base, questions, run directory and trajectory (Hugging Face or shards) on gs://."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "select.jsonl").write_text(questions(1))
-    (tasks / "confirm.jsonl").write_text(questions(2))
+    tasks = write_questions(tmp_path / "tasks")
     golden, shards = saved / "golden", saved / "tied-fsdp2"
-    expected = decided(str(golden / "base"), str(golden), str(tmp_path / "local"), str(tasks))
+    expected = decided(str(golden / "base"), str(golden), str(tmp_path / "local"), tasks)
     assert not scratch_root.exists(), "local Hugging Face folders are used where they lie"
     assert len(expected["select"]) == 3
 
     bucket = f"gs://{new_bucket(fake_gcs)}"
     upload(golden, f"{bucket}/golden")
     upload(shards, f"{bucket}/shards")
-    upload(tasks, f"{bucket}/tasks")
+    upload(Path(tasks), f"{bucket}/tasks")
     base = f"{bucket}/golden/base"
     assert decided(base, f"{bucket}/golden", f"{bucket}/run-1", f"{bucket}/tasks") == expected
     assert decided(base, f"{bucket}/shards", f"{bucket}/run-2", f"{bucket}/tasks") == expected
+    assert left(scratch_root) == []
+
+
+def test_captured_steps_are_evaluated_like_the_originals(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    scratch_root: Path,
+) -> None:
+    trajectory = shutil.copytree(saved / "golden", tmp_path / "trajectory")
+    (trajectory / "latest_checkpointed_iteration.txt").write_text("4")
+    places = str(trajectory / "base"), str(trajectory)
+    tasks = write_questions(tmp_path / "tasks")
+    spec = spec_of(*places, str(tmp_path / "captured"), tasks)
+    watch(spec, "run", lambda spec, _: run(spec), WatchOptions(capture=True, interval=0.1))
+    assert load_manifest(spec.run_root).last_observed.uri.endswith("/captured/step-000000000004.relexpatch")
+    assert decision_of(spec.run_root) == decided(*places, str(tmp_path / "originals"), tasks)
     assert left(scratch_root) == []
 
 

@@ -2,11 +2,11 @@
 
     with local_checkpoint("gs://rl-runs/math-17/global_step_75/actor", "gs://models/base") as folder: ...
 
-A local Hugging Face folder is used where it lies. Anything else (gs://, FSDP shards, LoRA adapters, which are merged
-into the base) is copied for the length of the block: weights as one safetensors file, streamed with COPY_BYTES of
-memory, and config and tokenizer from the checkpoint or, where it has none, from the base. Copies lie below
-$RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must be room for one checkpoint. They are removed at the end
-of the block; one of a killed process is removed by the next process that makes one there.
+A local Hugging Face folder is used where it lies. Anything else (gs://, captured steps, FSDP shards, LoRA adapters,
+which are merged into the base) is copied for the length of the block: weights as one safetensors file, streamed with
+COPY_BYTES of memory, and config and tokenizer from the checkpoint or, where it has none, from the base. Copies lie
+below $RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must be room for one checkpoint. They are removed at
+the end of the block; one of a killed process is removed by the next process that makes one there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from relex_core.collect import companion_files
 from relex_core.errors import DataError, StorageError
 from relex_core.lora.merged import MergedReader
 from relex_core.lora.window import StepAdapter
-from relex_core.storage import ObjectInfo, Store, open_store, write_bytes
+from relex_core.storage import PATCH_SUFFIX, ObjectInfo, Store, open_store, write_bytes
 
 log = logging.getLogger("relex")
 
@@ -104,7 +104,7 @@ def local_companions(uri: str) -> Iterator[str]:
 
 
 def _local(uri: str) -> bool:
-    return not uri.startswith("gs://")
+    return not uri.startswith("gs://") and not uri.endswith(PATCH_SUFFIX)
 
 
 def _files_of(store: Store) -> list[ObjectInfo]:
