@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from relex_core import layout
+from relex_core.checkpoints import fsdp
 from relex_core.checkpoints.checkpoint import CONFIG
+from relex_core.checkpoints.kinds import holds_shards
 from relex_core.checkpoints.observed import CAPTURED, ObservedStep
 from relex_core.errors import DataError
 from relex_core.events import record_event
@@ -99,20 +101,28 @@ def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
 
 
 def _files(observed: ObservedStep) -> list[ObjectInfo]:
-    config = [info for info in observed.folder.files if info.name == CONFIG]
-    return sorted([*observed.checkpoint.files, *config], key=lambda info: info.name)
+    """The weights, and the config that says which model they are."""
+    weights = observed.checkpoint.files
+    places = (CONFIG, fsdp.CONFIG) if holds_shards(info.name for info in weights) else (CONFIG,)
+    configs = [info for info in map(observed.folder.file, places) if info is not None]
+    return sorted([*weights, *configs[:1]], key=_name)
+
+
+def _name(info: ObjectInfo) -> str:
+    """What a file is called in the captured step, which is one folder: FSDP's config lies in one of its own."""
+    return info.name.rpartition("/")[2]
 
 
 def _packed(
     pool: ThreadPoolExecutor, source: Store, info: ObjectInfo, folder: CapturedSteps, parent: CapturedStep | None
 ) -> Iterator[tuple[Block, bytes]]:
     """The file's blocks in order, each as it is stored."""
-    before = parent.files.get(info.name) if parent else None
+    before = parent.files.get(_name(info)) if parent else None
 
     def earlier(number: int) -> bytes | None:
         if parent is None or before is None or number >= len(before.blocks):
             return None
-        return folder.block(parent.info.name, info.name, number)
+        return folder.block(parent.info.name, _name(info), number)
 
     def packed(first: int) -> list[tuple[Block, bytes]]:
         start = first * BLOCK_BYTES
@@ -141,4 +151,4 @@ def _captured_file(info: ObjectInfo, blocks: Sequence[Block], source: Store) -> 
             expected=str(info.crc32c),
             next_step="run the same command again",
         )
-    return CapturedFile(name=info.name, size=info.size, crc32c=encode(crc), blocks=tuple(blocks))
+    return CapturedFile(name=_name(info), size=info.size, crc32c=encode(crc), blocks=tuple(blocks))

@@ -220,8 +220,7 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
     problems += [
         f"tensor {name} is extra: the base has none"
         for name in checkpoint.tensors
-        # Hugging Face saves tied weights once, FSDP shards hold them under both names.
-        if name not in base.tensors and checkpoint.tied.get(name) not in base.tensors
+        if name not in base.tensors and not _tied(name, checkpoint, base)
     ]
     for name, stored in checkpoint.tensors.items():
         of_base, of_first = base.tensors.get(name), first.tensors.get(name)
@@ -234,6 +233,12 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
         elif of_first is not None and stored.dtype != of_first.dtype:
             problems.append(f"tensor {name} is {stored.dtype}, at the first step {of_first.dtype}")
     return problems + _config_differences(checkpoint.config, base.config)
+
+
+def _tied(name: str, checkpoint: Checkpoint, base: Checkpoint) -> bool:
+    """Hugging Face saves tied weights once, FSDP shards hold them under both names."""
+    tie = (checkpoint.config or base.config).get("tie_word_embeddings") is True
+    return tie and checkpoint.tied.get(name) in base.tensors
 
 
 def _is_adapter(step: ObservedStep) -> bool:
