@@ -9,7 +9,7 @@ smaller (storage/patches.py). `collect` reads captured steps as if they were sti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from relex_core import layout
 from relex_core.checkpoints import fsdp
 from relex_core.checkpoints.checkpoint import CONFIG
 from relex_core.checkpoints.kinds import holds_shards
-from relex_core.checkpoints.observed import CAPTURED, ObservedStep
+from relex_core.checkpoints.observed import CAPTURED, ObservedStep, refuse_rewritten
 from relex_core.errors import DataError
 from relex_core.events import record_event
 from relex_core.parallel import cores, ordered_map
@@ -87,6 +87,20 @@ def is_captured(run: str, step: int) -> bool:
     return exists(open_store(join_uri(run, layout.CAPTURED)), layout.captured_step(step))
 
 
+def refuse_other_training(run: str, steps: Iterable[ObservedStep]) -> None:
+    """Hold the captured steps against the originals that are still there.
+
+    Raises:
+        WindowError: a step is not the one that was captured: nothing may be captured beside it.
+    """
+    folder = CapturedSteps(open_store(join_uri(run, layout.CAPTURED)))
+    there = {info.name for info in folder.store.list()}
+    for step in steps:
+        name = layout.captured_step(step.folder.step)
+        if name in there:
+            refuse_rewritten(step.folder, folder.step(name).index)
+
+
 def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
     """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent."""
     numbers = [(CAPTURED.step_of(info.name), info.name) for info in folder.store.list()]
@@ -151,4 +165,6 @@ def _captured_file(info: ObjectInfo, blocks: Sequence[Block], source: Store) -> 
             expected=str(info.crc32c),
             next_step="run the same command again",
         )
-    return CapturedFile(name=_name(info), size=info.size, crc32c=encode(crc), blocks=tuple(blocks))
+    return CapturedFile(
+        name=_name(info), size=info.size, crc32c=encode(crc), generation=info.generation, blocks=tuple(blocks)
+    )

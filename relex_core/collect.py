@@ -72,7 +72,8 @@ def collect(spec: RunSpec) -> WindowManifest:
 
 
 def claim_run_directory(spec: RunSpec) -> None:
-    """Write RUN/spec.json, unless the directory holds another run's window; candidates and margins may change."""
+    """Write RUN/spec.json, unless the directory holds another run's window or captured steps; candidates and margins
+    may change."""
     store = open_store(spec.run_root)
     try:
         old = load_spec_of(spec.run_root)
@@ -81,7 +82,9 @@ def claim_run_directory(spec: RunSpec) -> None:
     else:
         mine, theirs = spec.identity(), old.identity()
         changed = [name for name in mine if mine[name] != theirs[name]]
-        if changed and exists(store, layout.WINDOW):
+        # Captured steps may serve another window or fit, but never be joined with those of another trajectory.
+        mixed = not {"trajectory", "layout"}.isdisjoint(changed) and any(store.list(layout.CAPTURED))
+        if mixed or (changed and exists(store, layout.WINDOW)):
             raise SpecError(
                 f"the run directory belongs to another spec: {', '.join(changed)} differ",
                 where=f"{spec.run_root}/{layout.SPEC}",

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.capture import capture_step, is_captured
+from relex_core.capture import capture_step, is_captured, refuse_other_training
 from relex_core.checkpoints.layouts import StepFolder
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.claim import Claim, ClaimLost
@@ -164,6 +164,7 @@ class _News:
             steps = observe(self._spec.trajectory, layouts_for(self._spec.layout))
         except WindowNotReady:
             return
+        refuse_other_training(run, steps)
         before, self._before = self._before, {step.folder for step in steps}
         for step in steps:
             wanted = step.complete and window.first <= step.folder.step <= window.t_cut
