@@ -21,11 +21,14 @@ from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from safetensors.torch import load_file
 from test_fsdp_hostile import tensor
 
+from relex_core.capture import capture_step
 from relex_core.errors import DataError, StorageError
 from relex_core.evaluate import scratch
 from relex_core.evaluate.generate import Sampling, open_generator
-from relex_core.evaluate.scratch import local_checkpoint, local_companions
+from relex_core.evaluate.scratch import copy_checkpoint, local_checkpoint, local_companions
 from relex_core.manifest import load_manifest
+from relex_core.observe import observe
+from relex_core.publish import published
 from relex_core.run import run
 from relex_core.spec import EvaluationSpec, RunSpec, resolve_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
@@ -115,14 +118,16 @@ def test_every_place_gives_the_same_decision(
     assert left(scratch_root) == []
 
 
-def test_captured_steps_are_evaluated_like_the_originals(
+@pytest.mark.parametrize("kind", ["golden", "tied-fsdp2"])
+def test_captured_steps_are_evaluated_like_the_originals_and_kept_as_a_folder(
     saved: Path,  # noqa: F811
     tmp_path: Path,
     scratch_root: Path,
+    kind: str,
 ) -> None:
-    trajectory = shutil.copytree(saved / "golden", tmp_path / "trajectory")
+    base, trajectory = saved / "golden" / "base", shutil.copytree(saved / kind, tmp_path / "trajectory")
     (trajectory / "latest_checkpointed_iteration.txt").write_text("4")
-    places = str(trajectory / "base"), str(trajectory)
+    places = str(base), str(trajectory)
     tasks = write_questions(tmp_path / "tasks")
     spec = spec_of(*places, str(tmp_path / "captured"), tasks)
     watch(spec, "run", lambda spec, _: run(spec), WatchOptions(capture=True, interval=0.1))
@@ -130,15 +135,48 @@ def test_captured_steps_are_evaluated_like_the_originals(
     assert decision_of(spec.run_root) == decided(*places, str(tmp_path / "originals"), tasks)
     assert left(scratch_root) == []
 
+    outcome = published(spec.run_root)
+    folder = Path(outcome.checkpoint_uri)
+    assert (outcome.decision, folder) == ("keep_observed", tmp_path / "captured" / "last_observed")
+    original = actor(saved / "golden", 4) / "huggingface"
+    same_weights(folder, original)
+    assert json.loads((folder / "config.json").read_text()) == json.loads((original / "config.json").read_text())
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (base / name).read_bytes()
+    (folder / "model.safetensors").unlink()
+    run(spec)
+    same_weights(folder, original)
+
+
+def same_weights(folder: Path, original: Path) -> None:
+    found, expected = (load_file(place / "model.safetensors") for place in (folder, original))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_captured_step_that_is_kept_is_written_to_a_bucket(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    fake_gcs: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
+    bucket = f"gs://{new_bucket(fake_gcs)}"
+    for step in observe(str(saved / "tied-fsdp1")):
+        capture_step(f"{bucket}/run", step)
+    uri = f"{bucket}/run/captured/step-000000000004.relexpatch"
+    copy_checkpoint(uri, str(saved / "golden" / "base"), f"{bucket}/run/last_observed")
+    for info in open_store(f"{bucket}/run/last_observed").list():
+        (tmp_path / info.name).write_bytes(read_bytes(open_store(f"{bucket}/run/last_observed"), info.name))
+    same_weights(tmp_path, actor(saved / "golden", 4) / "huggingface")
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+
 
 def test_shards_become_a_folder_that_transformers_reads(saved: Path, scratch_root: Path) -> None:  # noqa: F811
     base = saved / "golden" / "base"
     with local_checkpoint(str(actor(saved / "tied-fsdp1", 4)), str(base)) as folder:
         assert Path(folder).parent == scratch_root
-        found = load_file(Path(folder) / "model.safetensors")
-        expected = load_file(actor(saved / "golden", 4) / "huggingface" / "model.safetensors")
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        same_weights(Path(folder), actor(saved / "golden", 4) / "huggingface")
         for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
             assert (Path(folder) / name).read_bytes() == (base / name).read_bytes()
     assert left(scratch_root) == []
