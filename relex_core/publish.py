@@ -99,6 +99,8 @@ def publish(run: str) -> Outcome:
 
 
 def _folder_to_use(run: str, decision: Decision, manifest: WindowManifest) -> str:
+    if decision.decision == "not_ready":
+        return ""
     if decision.decision == "promote":
         return join_uri(run, layout.candidate(decision.candidate))
     observed = manifest.last_observed.uri
