@@ -9,13 +9,15 @@ smaller (storage/patches.py). `collect` reads captured steps as if they were sti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from relex_core import layout
+from relex_core.checkpoints import fsdp
 from relex_core.checkpoints.checkpoint import CONFIG
-from relex_core.checkpoints.observed import CAPTURED, ObservedStep
+from relex_core.checkpoints.kinds import holds_shards
+from relex_core.checkpoints.observed import CAPTURED, ObservedStep, refuse_rewritten
 from relex_core.errors import DataError
 from relex_core.events import record_event
 from relex_core.parallel import cores, ordered_map
@@ -85,6 +87,20 @@ def is_captured(run: str, step: int) -> bool:
     return exists(open_store(join_uri(run, layout.CAPTURED)), layout.captured_step(step))
 
 
+def refuse_other_training(run: str, steps: Iterable[ObservedStep]) -> None:
+    """Hold the captured steps against the originals that are still there.
+
+    Raises:
+        WindowError: a step is not the one that was captured: nothing may be captured beside it.
+    """
+    folder = CapturedSteps(open_store(join_uri(run, layout.CAPTURED)))
+    there = {info.name for info in folder.store.list()}
+    for step in steps:
+        name = layout.captured_step(step.folder.step)
+        if name in there:
+            refuse_rewritten(step.folder, folder.step(name).index)
+
+
 def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
     """The captured step just below, unless its chain of patches is long enough; a damaged one is no parent, nor is a
     patch of one."""
@@ -100,20 +116,28 @@ def _parent(folder: CapturedSteps, step: int) -> CapturedStep | None:
 
 
 def _files(observed: ObservedStep) -> list[ObjectInfo]:
-    config = [info for info in observed.folder.files if info.name == CONFIG]
-    return sorted([*observed.checkpoint.files, *config], key=lambda info: info.name)
+    """The weights, and the config that says which model they are."""
+    weights = observed.checkpoint.files
+    places = (CONFIG, fsdp.CONFIG) if holds_shards(info.name for info in weights) else (CONFIG,)
+    configs = [info for info in map(observed.folder.file, places) if info is not None]
+    return sorted([*weights, *configs[:1]], key=_name)
+
+
+def _name(info: ObjectInfo) -> str:
+    """What a file is called in the captured step, which is one folder: FSDP's config lies in one of its own."""
+    return info.name.rpartition("/")[2]
 
 
 def _packed(
     pool: ThreadPoolExecutor, source: Store, info: ObjectInfo, folder: CapturedSteps, parent: CapturedStep | None
 ) -> Iterator[tuple[Block, bytes]]:
     """The file's blocks in order, each as it is stored."""
-    before = parent.files.get(info.name) if parent else None
+    before = parent.files.get(_name(info)) if parent else None
 
     def earlier(number: int) -> bytes | None:
         if parent is None or before is None or number >= len(before.blocks):
             return None
-        return folder.block(parent.info.name, info.name, number)
+        return folder.block(parent.info.name, _name(info), number)
 
     def packed(first: int) -> list[tuple[Block, bytes]]:
         start = first * BLOCK_BYTES
@@ -142,4 +166,6 @@ def _captured_file(info: ObjectInfo, blocks: Sequence[Block], source: Store) -> 
             expected=str(info.crc32c),
             next_step="run the same command again",
         )
-    return CapturedFile(name=info.name, size=info.size, crc32c=encode(crc), blocks=tuple(blocks))
+    return CapturedFile(
+        name=_name(info), size=info.size, crc32c=encode(crc), generation=info.generation, blocks=tuple(blocks)
+    )

@@ -72,7 +72,8 @@ def collect(spec: RunSpec) -> WindowManifest:
 
 
 def claim_run_directory(spec: RunSpec) -> None:
-    """Write RUN/spec.json, unless the directory holds another run's window; candidates and margins may change."""
+    """Write RUN/spec.json, unless the directory holds another run's window or captured steps; candidates and margins
+    may change."""
     if refuse_other_run(spec) != spec:
         write_bytes(open_store(spec.run_root), layout.SPEC, spec.model_dump_json(indent=1).encode())
 
@@ -90,7 +91,9 @@ def refuse_other_run(spec: RunSpec) -> RunSpec | None:
         return None
     mine, theirs = spec.identity(), old.identity()
     changed = [name for name in mine if mine[name] != theirs[name]]
-    if changed and exists(store, layout.WINDOW):
+    # Captured steps may serve another window or fit, but never be joined with those of another trajectory.
+    mixed = not {"trajectory", "layout"}.isdisjoint(changed) and any(store.list(layout.CAPTURED))
+    if mixed or (changed and exists(store, layout.WINDOW)):
         raise SpecError(
             f"the run directory belongs to another spec: {', '.join(changed)} differ",
             where=f"{spec.run_root}/{layout.SPEC}",
@@ -232,8 +235,7 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
     problems += [
         f"tensor {name} is extra: the base has none"
         for name in checkpoint.tensors
-        # Hugging Face saves tied weights once, FSDP shards hold them under both names.
-        if name not in base.tensors and checkpoint.tied.get(name) not in base.tensors
+        if name not in base.tensors and not _tied(name, checkpoint, base)
     ]
     for name, stored in checkpoint.tensors.items():
         of_base, of_first = base.tensors.get(name), first.tensors.get(name)
@@ -246,6 +248,12 @@ def _differences(checkpoint: Checkpoint, base: Checkpoint, first: Checkpoint) ->
         elif of_first is not None and stored.dtype != of_first.dtype:
             problems.append(f"tensor {name} is {stored.dtype}, at the first step {of_first.dtype}")
     return problems + _config_differences(checkpoint.config, base.config)
+
+
+def _tied(name: str, checkpoint: Checkpoint, base: Checkpoint) -> bool:
+    """Hugging Face saves tied weights once, FSDP shards hold them under both names."""
+    tie = (checkpoint.config or base.config).get("tie_word_embeddings") is True
+    return tie and checkpoint.tied.get(name) in base.tensors
 
 
 def _is_adapter(step: ObservedStep) -> bool:

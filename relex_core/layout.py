@@ -15,6 +15,7 @@ RUN/
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
   decision.json                  marker of decide
   report.html                    everything on one page; marker of report
+  last_observed/                 a complete Hugging Face checkpoint, where the observed one is kept and was captured
   published.json                 the outcome: which checkpoint to use; written last, marker of the whole run
   captured/step-*.relexpatch     checkpoints copied before the trainer deleted them
   watch/<key>/claim-*.json       who waits for the window; fired.json: that it was acted upon
@@ -37,6 +38,7 @@ EVENTS = "events.jsonl"
 CANDIDATES = "candidates"
 EVALUATIONS = "eval"
 CAPTURED = "captured"
+LAST_OBSERVED = "last_observed"
 
 PROVENANCE = "relex.json"
 SAMPLES = "samples.jsonl"

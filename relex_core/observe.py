@@ -20,8 +20,8 @@ from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.layouts import LAYOUTS, Layout, StepFolder, Trajectory, find_steps
 from relex_core.checkpoints.markers import last_complete_steps, unfinished
-from relex_core.checkpoints.observed import CAPTURED, ObservedStep, captured_steps
-from relex_core.errors import WindowNotReady
+from relex_core.checkpoints.observed import CAPTURED, ObservedStep, captured_steps, refuse_rewritten
+from relex_core.errors import SpecError, WindowNotReady
 from relex_core.spec import LayoutSpec, RunSpec, WindowSpec
 from relex_core.storage import join_uri, open_store
 
@@ -91,10 +91,12 @@ def observe_settled(spec: RunSpec) -> list[ObservedStep]:
 
     Raises:
         WindowNotReady: there is none yet, or what the verdict depends on changes all the time.
-        DataError: as for `observe`.
+        SpecError: steps were captured from another trajectory.
+        DataError: as for `observe`; or a captured step is not the one that the trajectory holds now.
     """
     pause = spec.window.settle_seconds
     copies = captured_steps(join_uri(spec.run_root, layout.CAPTURED))
+    _refuse_other_trajectory(spec, copies)
     listed, trajectory = time.monotonic(), _list_others(spec, copies)
     for _ in range(LOOKS):
         steps = sorted([*copies, *look_at(spec.trajectory, trajectory)], key=lambda step: step.folder.step)
@@ -115,12 +117,26 @@ def observe_settled(spec: RunSpec) -> list[ObservedStep]:
 
 def _list_others(spec: RunSpec, copies: Sequence[ObservedStep]) -> Trajectory:
     """The step folders of which no copy was captured: an original may be deleted at any moment."""
-    captured = {step.folder.step for step in copies}
+    captured = {step.folder.step: step.copy for step in copies}
     layouts = layouts_for(spec.layout)
     found = find_steps(open_store(spec.trajectory).list(), layouts)
     if not found.steps and not captured:
         raise _no_steps(spec.trajectory, found, layouts)
+    for folder in found.steps:
+        if (copy := captured.get(folder.step)) is not None:
+            refuse_rewritten(folder, copy)
     return replace(found, steps=tuple(folder for folder in found.steps if folder.step not in captured))
+
+
+def _refuse_other_trajectory(spec: RunSpec, copies: Sequence[ObservedStep]) -> None:
+    for step in copies:
+        if step.copy is not None and not step.copy.source.startswith(f"{spec.trajectory.rstrip('/')}/"):
+            raise SpecError(
+                f"step {step.folder.step} was captured from another trajectory",
+                where=step.uri,
+                expected=f"a step of {spec.trajectory}, not {step.copy.source}",
+                next_step="use another --out; a trajectory that was moved can only be read where it was",
+            )
 
 
 def _wait_until(moment: float, doubtful: Sequence[StepFolder]) -> None:

@@ -1,5 +1,7 @@
 """publish: Decision -> the outcome. Deletes the losers, then says in one small object which checkpoint to use.
 
+Nothing else reads captured steps: one that is kept is written out first, as RUN/last_observed.
+
 RUN/published.json is written last of all. It marks a finished run for the gate, and tells a trainer or a registration
 step that polls for it what to do; nobody has to ask an orchestrator.
 """
@@ -13,11 +15,12 @@ from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
 from relex_core.candidate import whole_candidates
+from relex_core.checkpoints.checkpoint import SINGLE_FILE
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, load_manifest, spec_digest
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
+from relex_core.storage import PATCH_SUFFIX, absolute_uri, exists, join_uri, open_store, write_bytes
 from relex_core.stored_json import read_stored
 
 if TYPE_CHECKING:  # scipy
@@ -33,7 +36,9 @@ class Outcome(BaseModel):
     candidate: str
     """What to use: a candidate's name or "last_observed"; empty while nothing is decided."""
     checkpoint_uri: str
-    """Its folder: a complete Hugging Face checkpoint; empty while nothing is decided."""
+    """Its folder; empty while nothing is decided. A candidate, and a captured step that is written out for it, are
+    complete Hugging Face checkpoints; another observed one is what the trainer saved, in its layout: that may be FSDP
+    shards or an adapter."""
     training_steps_saved: int
     window_digest: str
     spec_digest: str
@@ -51,7 +56,8 @@ NOTHING_YET = Outcome(
 
 
 def publish(run: str) -> Outcome:
-    """Delete the losers' weights, as `candidates.keep` says, and write RUN/published.json.
+    """Delete the losers' weights, as `candidates.keep` says, write out a captured step that is kept, and write
+    RUN/published.json.
 
     While the verdict is `not_ready` nothing is deleted and nothing is written.
 
@@ -61,7 +67,7 @@ def publish(run: str) -> Outcome:
     Raises:
         SpecError: the spec has no evaluation, so nothing ever will be decided.
         WindowNotReady: nothing was decided yet; or by other rules, of another window, or without one of the candidates.
-        DataError: the promoted candidate's weights are gone.
+        DataError: the promoted candidate's weights are gone; or the captured step is no longer what was collected.
     """
     from relex_core.decide import delete_losers, load_decision  # scipy
     from relex_core.evaluate import evaluation_of
@@ -71,11 +77,10 @@ def publish(run: str) -> Outcome:
     evaluation_of(spec, run)
     decision = load_decision(run)
     _refuse_outdated(run, decision, spec, manifest)
-    promoted = decision.decision == "promote"
     outcome = Outcome(
         decision=decision.decision,
         candidate=decision.candidate,
-        checkpoint_uri=join_uri(run, layout.candidate(decision.candidate)) if promoted else manifest.last_observed.uri,
+        checkpoint_uri=_folder_to_use(run, decision, manifest),
         training_steps_saved=decision.training_steps_saved,
         window_digest=manifest.digest,
         spec_digest=spec_digest(spec),
@@ -84,11 +89,36 @@ def publish(run: str) -> Outcome:
         return outcome
     deleted = delete_losers(run, decision)
     changed = published(run) != outcome
+    if outcome.checkpoint_uri == join_uri(run, layout.LAST_OBSERVED) and (changed or not _written_out(run)):
+        _write_out(manifest, outcome.checkpoint_uri)
     if changed:
         write_bytes(open_store(run), layout.PUBLISHED, outcome.model_dump_json(indent=1).encode())
     if changed or deleted:
         record_event(run, "published", decision=outcome.decision, candidate=outcome.candidate, deleted=deleted)
     return outcome
+
+
+def _folder_to_use(run: str, decision: Decision, manifest: WindowManifest) -> str:
+    if decision.decision == "not_ready":
+        return ""
+    if decision.decision == "promote":
+        return join_uri(run, layout.candidate(decision.candidate))
+    observed = manifest.last_observed.uri
+    return join_uri(run, layout.LAST_OBSERVED) if observed.endswith(PATCH_SUFFIX) else observed
+
+
+def _written_out(run: str) -> bool:
+    return exists(open_store(run), f"{layout.LAST_OBSERVED}/{SINGLE_FILE}")
+
+
+def _write_out(manifest: WindowManifest, folder: str) -> None:
+    """Write the last observed checkpoint as a Hugging Face folder."""
+    from relex_core.evaluate.candidates import references
+    from relex_core.evaluate.scratch import copy_checkpoint  # numpy
+
+    _, last_observed = references(manifest)
+    last_observed.refuse_if_changed()
+    copy_checkpoint(last_observed.uri, manifest.base.uri, folder)
 
 
 def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | None:
@@ -108,6 +138,8 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
         return None
     kept = ["last_observed", *(candidate.name for candidate in whole_candidates(open_store(run)))]
     there = outcome.candidate == decision.candidate and outcome.candidate in kept
+    folder = _folder_to_use(run, decision, manifest)
+    there &= outcome.checkpoint_uri == folder and (folder != join_uri(run, layout.LAST_OBSERVED) or _written_out(run))
     return decision if there and is_evaluated(run, decision.finalist) else None
 
 

@@ -169,8 +169,11 @@ STAGES = (
     Stage(
         "publish",
         ("publish", "{run}"),
-        reads=(*RECORD, "candidates/", layout.DECISION, layout.PUBLISHED, layout.EVENTS),
-        writes=("candidates/", layout.PUBLISHED, layout.EVENTS),
+        reads=(
+            *("base", f"{layout.CAPTURED}/", *RECORD, "candidates/", f"{layout.LAST_OBSERVED}/"),
+            *(layout.DECISION, layout.PUBLISHED, layout.EVENTS),
+        ),
+        writes=("candidates/", f"{layout.LAST_OBSERVED}/", layout.PUBLISHED, layout.EVENTS),
         resources=SMALL,
         minutes=30,
         marker=layout.PUBLISHED,

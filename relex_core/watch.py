@@ -24,7 +24,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.capture import capture_step, is_captured
+from relex_core.capture import capture_step, is_captured, refuse_other_training
 from relex_core.checkpoints.layouts import StepFolder
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.claim import Claim, ClaimLost
@@ -168,6 +168,7 @@ class _News:
             steps = observe(self._spec.trajectory, layouts_for(self._spec.layout))
         except WindowNotReady:
             return
+        refuse_other_training(run, steps)
         before, self._before = self._before, {step.folder for step in steps}
         self._report_lost(before)
         for step in steps:

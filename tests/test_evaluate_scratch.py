@@ -21,13 +21,18 @@ from gcs.server import fake_gcs, new_bucket  # noqa: F401
 from safetensors.torch import load_file
 from test_fsdp_hostile import tensor
 
+from relex_core.capture import capture_step
 from relex_core.errors import DataError, StorageError
 from relex_core.evaluate import scratch
 from relex_core.evaluate.generate import Sampling, open_generator
-from relex_core.evaluate.scratch import local_checkpoint, local_companions
+from relex_core.evaluate.scratch import copy_checkpoint, local_checkpoint, local_companions
+from relex_core.manifest import load_manifest
+from relex_core.observe import observe
+from relex_core.publish import published
 from relex_core.run import run
-from relex_core.spec import EvaluationSpec, resolve_spec
+from relex_core.spec import EvaluationSpec, RunSpec, resolve_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
+from relex_core.watch import WatchOptions, watch
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +60,14 @@ def questions(seed: int) -> str:
     return "\n".join(lines)
 
 
-def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
-    """All stages; the decision without what depends on places and on the clock."""
+def write_questions(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "select.jsonl").write_text(questions(1))
+    (folder / "confirm.jsonl").write_text(questions(2))
+    return str(folder)
 
+
+def spec_of(base: str, trajectory: str, out: str, tasks: str) -> RunSpec:
     def split(name: str) -> dict[str, Any]:
         return {"task": {"name": "addition", "file": f"{tasks}/{name}.jsonl"}, "max_tokens": 6, "batch_size": 12}
 
@@ -68,9 +78,17 @@ def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
         "candidates": {"target_steps": [8], "scales": [1.0], "baselines": ["last_observed"]},
         "evaluation": {"device": "cpu", "select": split("select"), "confirm": split("confirm")},
     }
-    result = run(resolve_spec(data, where="test", folder=Path.cwd(), out=out))
+    return resolve_spec(data, where="test", folder=Path.cwd(), out=out)
+
+
+def decided(base: str, trajectory: str, out: str, tasks: str) -> dict[str, Any]:
+    """All stages; the decision without what depends on places and on the clock."""
+    assert run(spec_of(base, trajectory, out, tasks)).decision is not None
+    return decision_of(out)
+
+
+def decision_of(out: str) -> dict[str, Any]:
     decision = json.loads(read_bytes(open_store(out), "decision.json"))
-    assert result.decision is not None
     places = ("window_digest", "rules_digest", "candidates")  # they tell where base, window and questions lie
     return {name: value for name, value in decision.items() if name not in (*places, "cost")}
 
@@ -84,33 +102,81 @@ def test_every_place_gives_the_same_decision(
 ) -> None:
     """Base, questions, run directory and trajectory (Hugging Face or shards) on gs://."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "select.jsonl").write_text(questions(1))
-    (tasks / "confirm.jsonl").write_text(questions(2))
+    tasks = write_questions(tmp_path / "tasks")
     golden, shards = saved / "golden", saved / "tied-fsdp2"
-    expected = decided(str(golden / "base"), str(golden), str(tmp_path / "local"), str(tasks))
+    expected = decided(str(golden / "base"), str(golden), str(tmp_path / "local"), tasks)
     assert not scratch_root.exists(), "local Hugging Face folders are used where they lie"
     assert len(expected["select"]) == 3
 
     bucket = f"gs://{new_bucket(fake_gcs)}"
     upload(golden, f"{bucket}/golden")
     upload(shards, f"{bucket}/shards")
-    upload(tasks, f"{bucket}/tasks")
+    upload(Path(tasks), f"{bucket}/tasks")
     base = f"{bucket}/golden/base"
     assert decided(base, f"{bucket}/golden", f"{bucket}/run-1", f"{bucket}/tasks") == expected
     assert decided(base, f"{bucket}/shards", f"{bucket}/run-2", f"{bucket}/tasks") == expected
     assert left(scratch_root) == []
 
 
+@pytest.mark.parametrize("kind", ["golden", "tied-fsdp2"])
+def test_captured_steps_are_evaluated_like_the_originals_and_kept_as_a_folder(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    scratch_root: Path,
+    kind: str,
+) -> None:
+    base, trajectory = saved / "golden" / "base", shutil.copytree(saved / kind, tmp_path / "trajectory")
+    (trajectory / "latest_checkpointed_iteration.txt").write_text("4")
+    places = str(base), str(trajectory)
+    tasks = write_questions(tmp_path / "tasks")
+    spec = spec_of(*places, str(tmp_path / "captured"), tasks)
+    watch(spec, "run", lambda spec, _: run(spec), WatchOptions(capture=True, interval=0.1))
+    assert load_manifest(spec.run_root).last_observed.uri.endswith("/captured/step-000000000004.relexpatch")
+    assert decision_of(spec.run_root) == decided(*places, str(tmp_path / "originals"), tasks)
+    assert left(scratch_root) == []
+
+    outcome = published(spec.run_root)
+    folder = Path(outcome.checkpoint_uri)
+    assert (outcome.decision, folder) == ("keep_observed", tmp_path / "captured" / "last_observed")
+    original = actor(saved / "golden", 4) / "huggingface"
+    same_weights(folder, original)
+    assert json.loads((folder / "config.json").read_text()) == json.loads((original / "config.json").read_text())
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (base / name).read_bytes()
+    (folder / "model.safetensors").unlink()
+    run(spec)
+    same_weights(folder, original)
+
+
+def same_weights(folder: Path, original: Path) -> None:
+    found, expected = (load_file(place / "model.safetensors") for place in (folder, original))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_captured_step_that_is_kept_is_written_to_a_bucket(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    fake_gcs: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs)
+    bucket = f"gs://{new_bucket(fake_gcs)}"
+    for step in observe(str(saved / "tied-fsdp1")):
+        capture_step(f"{bucket}/run", step)
+    uri = f"{bucket}/run/captured/step-000000000004.relexpatch"
+    copy_checkpoint(uri, str(saved / "golden" / "base"), f"{bucket}/run/last_observed")
+    for info in open_store(f"{bucket}/run/last_observed").list():
+        (tmp_path / info.name).write_bytes(read_bytes(open_store(f"{bucket}/run/last_observed"), info.name))
+    same_weights(tmp_path, actor(saved / "golden", 4) / "huggingface")
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_shards_become_a_folder_that_transformers_reads(saved: Path, scratch_root: Path) -> None:  # noqa: F811
     base = saved / "golden" / "base"
     with local_checkpoint(str(actor(saved / "tied-fsdp1", 4)), str(base)) as folder:
         assert Path(folder).parent == scratch_root
-        found = load_file(Path(folder) / "model.safetensors")
-        expected = load_file(actor(saved / "golden", 4) / "huggingface" / "model.safetensors")
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        same_weights(Path(folder), actor(saved / "golden", 4) / "huggingface")
         for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
             assert (Path(folder) / name).read_bytes() == (base / name).read_bytes()
     assert left(scratch_root) == []

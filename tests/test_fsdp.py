@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support import write_checkpoint
 
+from relex_core.capture import capture_step
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint, Extent, StoredTensor
 from relex_core.checkpoints.reader import Piece, TensorReader
@@ -27,6 +28,7 @@ from relex_core.errors import CheckpointChanged, WindowError, WindowNotReady
 from relex_core.extrapolate import extrapolate
 from relex_core.fit import fit
 from relex_core.inspect import inspect_trajectory
+from relex_core.observe import observe
 from relex_core.spec import RunSpec, resolve_spec
 from relex_core.storage import ObjectInfo, open_store, write_bytes
 
@@ -169,6 +171,28 @@ def test_equal_bytes_alone_are_no_tie(saved: Path, tmp_path: Path) -> None:  # n
         path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": False}))
     message = refused(spec(saved / "golden" / "base", trajectory, tmp_path / "run", t_cut=4))
     assert "tensor lm_head.weight is extra: the base has none" in message
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_captured_shards_are_tied_as_their_config_says_or_the_bases(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    with_config: bool,
+) -> None:
+    """The originals are gone. Earlier versions of relex captured no config."""
+    base, trajectory = copied(saved / "golden" / "base", tmp_path / "base"), tmp_path / "trajectory"
+    mine = spec(base, copied(saved / "tied-fsdp2", trajectory), tmp_path / "mine", t_cut=4)
+    for path in trajectory.glob("*/actor/huggingface/config.json"):
+        if not with_config:
+            path.unlink()
+    for step in observe(str(trajectory)):
+        capture_step(mine.run_root, step)
+    shutil.rmtree(trajectory)
+    assert run_all(mine) == run_all(spec(base, saved / "golden", tmp_path / "theirs", t_cut=4))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    expected = "has tie_word_embeddings = True, the base False" if with_config else "tensor lm_head.weight is extra"
+    assert expected in refused(mine)
 
 
 def test_a_config_alone_is_no_tie(saved: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -253,6 +253,15 @@ def test_what_is_kept_is_published_where_it_lies(tmp_path: Path) -> None:
     assert not list((tmp_path / "run/candidates").glob("*/*.safetensors"))
 
 
+def test_while_nothing_is_decided_no_folder_is_named(folder: Path) -> None:
+    spec = make_spec(folder)
+    run_all(spec)
+    path = folder / "run" / layout.DECISION
+    undecided = {**json.loads(path.read_text()), "decision": "not_ready", "candidate": "last_observed"}
+    path.write_text(json.dumps(undecided))
+    assert publish(spec.run_root).checkpoint_uri == ""
+
+
 def test_candidates_one_by_one_are_the_same_bytes(folder: Path) -> None:
     one, all_at_once = make_spec(folder, "one"), make_spec(folder, "all")
     for spec in (one, all_at_once):

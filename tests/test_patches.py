@@ -177,6 +177,17 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
         read_all(store, store.stat("f"))
 
 
+def test_an_original_is_known_by_its_checksum_or_else_by_its_generation() -> None:
+    copied = CapturedFile(name="f", size=5, crc32c="x", generation=7, blocks=(Block("raw", 5, 0),))
+    assert copied.copies(ObjectInfo("f", 5, 8, "x")), "uploaded again"
+    assert not copied.copies(ObjectInfo("f", 5, 7, "y"))
+    assert copied.copies(ObjectInfo("f", 5, 7))
+    assert not copied.copies(ObjectInfo("f", 5, 8))
+    of_an_earlier_version = copied.model_copy(update={"generation": None})
+    assert of_an_earlier_version.copies(ObjectInfo("f", 5, 8))
+    assert not of_an_earlier_version.copies(ObjectInfo("f", 6, 8))
+
+
 def one_file(**changes: object) -> PatchIndex:
     data = {
         "step": 1,

@@ -26,7 +26,14 @@ from relex_core.capture import CaptureReport, capture_step
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.collect import collect, find_window
-from relex_core.errors import CheckpointChanged, DataError, StorageError, WindowError, WindowNotReady
+from relex_core.errors import (
+    CheckpointChanged,
+    DataError,
+    SpecError,
+    StorageError,
+    WindowError,
+    WindowNotReady,
+)
 from relex_core.fit import fit
 from relex_core.manifest import WindowManifest
 from relex_core.observe import observe
@@ -373,6 +380,52 @@ def test_a_step_that_is_deleted_before_it_was_captured_is_reported(trajectory: P
     events = [json.loads(line) for line in (trajectory / "run/events.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "lost"] == [4]
     assert [event["step"] for event in events if event["event"] == "captured"] == [2, 6, 8]
+
+
+def capture_all_but_8(root: Path) -> None:
+    """Steps 2, 4 and 6 are captured; then the time-out is over."""
+    hide(root, 8)
+    with pytest.raises(WindowNotReady):
+        watch(load_spec(root / "spec.yaml"), "test", lambda *_: None, WatchOptions(True, interval=0.1, timeout=0.3))
+    assert captured(root) == ["step-000000000002", "step-000000000004", "step-000000000006"]
+
+
+def captured(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "run/captured").iterdir())
+
+
+def test_steps_of_two_trajectories_are_not_mixed(trajectory: Path) -> None:
+    capture_all_but_8(trajectory)
+    before = (trajectory / "run/spec.json").read_bytes()
+    base = random_weights(embed=(300, 64), norm=(64,), head=(64, 300))
+    write_trajectory(trajectory / "other", base, line_of_states(base, STEPS, seed=2), STEPS, layout="hf", shards=2)
+    other = load_spec(write_spec(trajectory, trajectory="other"))
+    for use in (collect, lambda spec: watch(spec, "test", lambda *_: None, WatchOptions(capture=True))):
+        with pytest.raises(SpecError, match="belongs to another spec: trajectory differ"):
+            use(other)
+    assert (trajectory / "run/spec.json").read_bytes() == before
+    (trajectory / "run/spec.json").unlink()
+    with pytest.raises(SpecError, match="step 2 was captured from another trajectory"):
+        collect(other)
+
+
+def test_captured_steps_serve_another_window_of_their_trajectory(trajectory: Path) -> None:
+    """The trainer died before T_cut, and its steps are gone."""
+    capture_all_but_8(trajectory)
+    for step in STEPS[:-1]:
+        shutil.rmtree(trajectory / f"checkpoint-{step}")
+    assert collect(load_spec(write_spec(trajectory, window={"t_cut": 6}))).steps == (2, 4, 6)
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_training_that_starts_again_is_not_mixed_with_what_was_captured(trajectory: Path, capture: bool) -> None:
+    capture_all_but_8(trajectory)
+    show(trajectory, 8)
+    base = random_weights(embed=(300, 64), norm=(64,), head=(64, 300))
+    write_trajectory(trajectory, base, line_of_states(base, [6], seed=2), [6], layout="hf", shards=2)
+    with pytest.raises(WindowError, match=r"step 6 was captured from another run of training: \S+ was written again"):
+        watch(load_spec(trajectory / "spec.yaml"), "test", lambda *_: None, WatchOptions(capture, interval=0.1))
+    assert len(captured(trajectory)) == 3, "step 8 is the new training's"
 
 
 def test_small_changes_take_a_tenth_of_the_bytes(tmp_path: Path) -> None:

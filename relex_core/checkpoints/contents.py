@@ -112,7 +112,8 @@ class Checkpoint:
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     """By name, in the order of the files and of the bytes within them."""
     tied: dict[str, str] = field(default_factory=dict)
-    """Tensors stored beside the one whose bytes they repeat, because the config ties them: "lm_head.weight" -> that."""
+    """Tensors stored beside the one whose bytes they repeat, because the config ties them: "lm_head.weight" -> that.
+    Where there is no config, equal bytes alone: then the base's config says whether they are tied."""
     config: Mapping[str, object] = field(default_factory=dict)
     files: list[ObjectInfo] = field(default_factory=list)
     """What the weights need: the shards, and their index where there is one."""

@@ -191,7 +191,9 @@ def _join_ranks(ranks: Sequence[Rank], checkpoint: Checkpoint) -> None:
             checkpoint.wrong.append(f"tensor {name[:200]}: {error.what}")
             continue
         original = contents.setdefault(tuple(block.content for block in blocks), name)
-        if original != name and name == OUTPUT_EMBEDDING and checkpoint.config.get("tie_word_embeddings") is True:
+        # Without a config of its own (captured by an earlier version of relex) the base's decides, in collect.
+        tie = not checkpoint.config or checkpoint.config.get("tie_word_embeddings") is True
+        if original != name and name == OUTPUT_EMBEDDING and tie:
             checkpoint.tied[name] = original
 
 

@@ -130,6 +130,10 @@ class StepFolder:
         """Objects of the weights folder (not below it), with names relative to it."""
         return tuple(info for info in _below(self.layout.weights, self.everything) if "/" not in info.name)
 
+    def file(self, name: str) -> ObjectInfo | None:
+        """The object of that name in the weights folder or, with a path, below it."""
+        return next((info for info in _below(self.layout.weights, self.everything) if info.name == name), None)
+
     @cached_property
     def step_marker(self) -> ObjectInfo | None:
         """The marker in the step folder, if the layout has one and it is there."""

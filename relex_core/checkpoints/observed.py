@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from relex_core.checkpoints.checkpoint import open_checkpoint
 from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.layouts import Layout, StepFolder
-from relex_core.storage import PATCH_SUFFIX, join_uri, open_store, open_stores
+from relex_core.errors import WindowError
+from relex_core.storage import PATCH_SUFFIX, join_uri, open_store
+
+if TYPE_CHECKING:
+    from relex_core.storage.patches import PatchIndex
 
 CAPTURED = Layout("captured", f"step-{{step}}{PATCH_SUFFIX}", "")
 
@@ -22,6 +27,8 @@ class ObservedStep:
     checkpoint: Checkpoint
     unfinished: str = ""
     """Why the framework's own marker says that the step is not complete; "" if it does not say so."""
+    copy: PatchIndex | None = None
+    """What a captured step was copied from; None: this is the trainer's folder."""
 
     @property
     def incomplete(self) -> list[str]:
@@ -42,11 +49,36 @@ def captured_steps(folder: str) -> list[ObservedStep]:
     """
     numbers = {info.name: CAPTURED.step_of(info.name) for info in open_store(folder).list()}
     found = {name: number for name, number in numbers.items() if number is not None}
-    steps = []
-    for (name, number), store in zip(found.items(), open_stores([join_uri(folder, n) for n in found]), strict=True):
+    if not found:
+        return []
+    from relex_core.storage.captured import CapturedSteps, CapturedStore  # imports zstandard, which few runs need
+
+    steps, opened = [], CapturedSteps(open_store(folder))
+    for name, number in found.items():
+        store = CapturedStore(join_uri(folder, name), opened)
         files = tuple(store.list())
         step = StepFolder(number, name, CAPTURED, files)
-        checkpoint = open_checkpoint(store, files)
+        checkpoint, copy = open_checkpoint(store, files), opened.step(name).index
         # Nobody is writing any more: what is missing is wrong, and not worth waiting for.
-        steps.append(ObservedStep(step, store.uri, replace(checkpoint, wrong=checkpoint.problems, incomplete=[])))
+        settled = replace(checkpoint, wrong=checkpoint.problems, incomplete=[])
+        steps.append(ObservedStep(step, store.uri, settled, copy=copy))
     return steps
+
+
+def refuse_rewritten(original: StepFolder, copy: PatchIndex) -> None:
+    """Hold a captured step against the trainer's folder, where that is still there.
+
+    Raises:
+        WindowError: the trainer has written the step again, so what is there now and what was captured do not belong
+            together.
+    """
+    listed = {info.name: info for info in original.files}
+    for file in copy.files:
+        if file.name in listed and not file.copies(listed[file.name]):
+            raise WindowError(
+                f"step {copy.step} was captured from another run of training: {file.name} was written again since",
+                where=copy.source,
+                expected="the file as it was captured, or none",
+                next_step="use another --out for training that started again; if it only went back to an earlier step, "
+                f"remove the captured step {copy.step} and all later ones instead",
+            )

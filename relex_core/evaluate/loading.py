@@ -62,7 +62,7 @@ def load_model(folder: str, dtype: torch.dtype) -> Any:
             f"the model cannot be loaded: {error}",
             where=folder,
             expected="config.json and safetensors weights",
-            next_step="write this checkpoint again; a candidate: relex extrapolate RUN, or delete its folder",
+            next_step="restore this checkpoint; only a candidate may be deleted: relex extrapolate RUN writes it again",
         ) from error
     # transformers would fill these with random numbers and only warn.
     absent = sorted(str(name) for name in [*report["missing_keys"], *report["mismatched_keys"]])

@@ -2,11 +2,11 @@
 
     with local_checkpoint("gs://rl-runs/math-17/global_step_75/actor", "gs://models/base") as folder: ...
 
-A local Hugging Face folder is used where it lies. Anything else (gs://, FSDP shards, LoRA adapters, which are merged
-into the base) is copied for the length of the block: weights as one safetensors file, streamed with COPY_BYTES of
-memory, and config and tokenizer from the checkpoint or, where it has none, from the base. Copies lie below
-$RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must be room for one checkpoint. They are removed at the end
-of the block; one of a killed process is removed by the next process that makes one there.
+A local Hugging Face folder is used where it lies. Anything else (gs://, captured steps, FSDP shards, LoRA adapters,
+which are merged into the base) is copied for the length of the block: weights as one safetensors file, streamed with
+COPY_BYTES of memory, and config and tokenizer from the checkpoint or, where it has none, from the base. Copies lie
+below $RELEX_SCRATCH, else the temporary folder ($TMPDIR); there must be room for one checkpoint. They are removed at
+the end of the block; one of a killed process is removed by the next process that makes one there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from relex_core.checkpoints.checkpoint import CONFIG, INDEX, SINGLE_FILE, open_checkpoint
@@ -29,7 +30,7 @@ from relex_core.collect import companion_files
 from relex_core.errors import DataError, StorageError
 from relex_core.lora.merged import MergedReader
 from relex_core.lora.window import StepAdapter
-from relex_core.storage import ObjectInfo, Store, open_store, write_bytes
+from relex_core.storage import PATCH_SUFFIX, ObjectInfo, Store, open_store, write_bytes
 
 log = logging.getLogger("relex")
 
@@ -52,21 +53,60 @@ def local_checkpoint(uri: str, base: str) -> Iterator[str]:
         DataError: it is not a complete checkpoint.
         StorageError: the storage failed, or the scratch folder has no room.
     """
-    store = open_store(uri)
-    files = _files_of(store)
-    if _local(uri) and not _needs_a_copy(files):
+    if _local(uri) and not _needs_a_copy(_files_of(open_store(uri))):
         yield uri
         return
-    checkpoint = _complete(store, files)
-    beside = any(info.name == CONFIG for info in files)
+    weights = _open_weights(uri, base)
+    with _scratch_folder() as folder:
+        _refuse_without_room(weights.nbytes, folder)
+        _copy(weights, base, open_store(str(folder)))
+        yield str(folder)
+
+
+def copy_checkpoint(uri: str, base: str, folder: str) -> None:
+    """Write the checkpoint as a Hugging Face folder, anywhere; SINGLE_FILE comes last and shows that it is whole.
+
+    Args:
+        uri, base: as for `local_checkpoint`.
+        folder: a path or gs://.
+
+    Raises:
+        DataError: it is not a complete checkpoint.
+        StorageError: the storage failed.
+    """
+    _copy(_open_weights(uri, base), base, open_store(folder))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What is copied of a checkpoint."""
+
+    store: Store
+    reader: Reader
+    tensors: list[TensorInfo]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _open_weights(uri: str, base: str) -> _Weights:
+    """The weights of a checkpoint as Hugging Face folders hold them: merged, and tied ones once."""
+    store = open_store(uri)
+    checkpoint = _complete(store, _files_of(store))
     reader: Reader = TensorReader(uri, store, checkpoint.tensors)
     if checkpoint.adapter is not None:
         reader = _merged(base, StepAdapter(reader, checkpoint.adapter))
-    tensors = [tensor for name, tensor in reader.tensors.items() if name not in checkpoint.tied]
-    with _scratch_folder() as folder:
-        _copy_companions(store if beside else open_store(base), folder)
-        _copy_weights(reader, tensors, folder)
-        yield str(folder)
+    return _Weights(store, reader, [tensor for name, tensor in reader.tensors.items() if name not in checkpoint.tied])
+
+
+def _copy(weights: _Weights, base: str, target: Store) -> None:
+    own = {info.name for info in companion_files(_files_of(weights.store))}
+    if CONFIG not in own or own == {CONFIG}:  # a captured step has its config, the tokenizer is the base's
+        _copy_companions(open_store(base), target)
+    if CONFIG in own:
+        _copy_companions(weights.store, target)
+    _copy_weights(weights, target)
 
 
 def _needs_a_copy(files: Sequence[ObjectInfo]) -> bool:
@@ -99,35 +139,33 @@ def local_companions(uri: str) -> Iterator[str]:
         yield uri
         return
     with _scratch_folder() as folder:
-        _copy_companions(open_store(uri), folder)
+        _copy_companions(open_store(uri), open_store(str(folder)))
         yield str(folder)
 
 
 def _local(uri: str) -> bool:
-    return not uri.startswith("gs://")
+    return not uri.startswith("gs://") and not uri.endswith(PATCH_SUFFIX)
 
 
 def _files_of(store: Store) -> list[ObjectInfo]:
     return [info for info in store.list() if "/" not in info.name]
 
 
-def _copy_companions(store: Store, folder: Path) -> None:
-    target = open_store(str(folder))
+def _copy_companions(store: Store, target: Store) -> None:
     for info in companion_files(_files_of(store)):
         data = bytearray(info.size)
         store.read_into(info.name, info.generation, 0, memoryview(data))
         write_bytes(target, info.name, bytes(data))
 
 
-def _copy_weights(reader: Reader, tensors: Sequence[TensorInfo], folder: Path) -> None:
+def _copy_weights(weights: _Weights, target: Store) -> None:
     """Stream all tensors into one safetensors file."""
-    total = sum(tensor.nbytes for tensor in tensors)
-    _refuse_without_room(total, folder)
-    described = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-    buffer = memoryview(bytearray(min(COPY_BYTES, max((tensor.nbytes for tensor in tensors), default=0))))
-    log.info("copying %s to %s: %.1f GB", reader.label, folder, total / 1e9)
-    with safetensors_writer(open_store(str(folder)), SINGLE_FILE, described, {"format": "pt"}) as stream:
-        for tensor in tensors:
+    reader = weights.reader
+    described = [(tensor.name, tensor.dtype, tensor.shape) for tensor in weights.tensors]
+    buffer = memoryview(bytearray(min(COPY_BYTES, max((tensor.nbytes for tensor in weights.tensors), default=0))))
+    log.info("copying %s to %s: %.1f GB", reader.label, target.uri, weights.nbytes / 1e9)
+    with safetensors_writer(target, SINGLE_FILE, described, {"format": "pt"}) as stream:
+        for tensor in weights.tensors:
             for start in range(0, tensor.nbytes, COPY_BYTES):
                 count = min(COPY_BYTES, tensor.nbytes - start)
                 reader.read([Piece(tensor.name, start, start + count, 0)], buffer)

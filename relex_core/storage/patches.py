@@ -63,11 +63,19 @@ class CapturedFile(BaseModel):
     size: Count
     crc32c: str
     """Of the whole file, as Google Cloud Storage writes it."""
+    generation: int | None = None
+    """Of the original; None: an earlier version of relex captured it."""
     blocks: tuple[Block, ...]
 
     def block_bytes(self, number: int) -> int:
         """Unpacked bytes of one block: BLOCK_BYTES, or what is left for the last one."""
         return min(BLOCK_BYTES, self.size - number * BLOCK_BYTES)
+
+    def copies(self, info: ObjectInfo) -> bool:
+        """Whether the original, as it is listed now, is still the file that was copied."""
+        if info.crc32c is not None:  # content that was uploaded again is the same content
+            return (info.size, info.crc32c) == (self.size, self.crc32c)
+        return info.size == self.size and self.generation in (None, info.generation)
 
 
 class PatchIndex(BaseModel):
