@@ -230,6 +230,19 @@ def test_regrading_in_a_search_keeps_all_answers(run, asked):
     assert len(asked) == 632
 
 
+def test_a_time_out_does_not_make_a_search_look_unfinished(run, tmp_path, monkeypatch):
+    """64 questions in batches of 21 are four batches, though only 63 can be graded."""
+    (tmp_path / "slow.py").write_text("def grade(text, gold):\n    return 'timeout' if gold == '0' else text == gold\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run.spec(select=run.split("select", batch_size=21, task={"grader": "slow:grade"}))
+    many(run, 9)
+    results = evaluate(str(run.path))
+    base = results[0]
+    assert (base.n, base.asked) == (63, 64)
+    assert {r.asked for r in results if r.split == "select"} == {21, 64}
+    assert decide(str(run.path)).candidate == "c07"
+
+
 def test_several_tasks_and_guards(run, asked):
     run.spec(
         confirm=[run.split("confirm"), run.split("other")],

@@ -258,11 +258,12 @@ def _finalist(
     partial = {result.candidate for result in select if "batches" in result.key}
     steps = {candidate.name: candidate.step for candidate in written}
     whole = [result for result in select if result.candidate in steps.keys() - partial]
-    batches = min(-(-result.n // split.batch_size) for result, split in _largest(select, spec))
+    batches = min(-(-result.asked // split.batch_size) for result, split in _largest(select, spec))
     expected = rounds(len(written), batches, spec.search)[-1].candidates
-    if len({result.candidate for result in whole}) < expected:
+    finished = len({result.candidate for result in whole})
+    if finished < expected:
         raise WindowNotReady(
-            f"the search is not finished: {len(whole)} candidates have answered all selection questions",
+            f"the search is not finished: {finished} candidates have answered all selection questions",
             where=store.uri,
             expected=f"{expected}",
             next_step=f"relex evaluate {store.uri}",

@@ -35,7 +35,7 @@ class EvalResult(BaseModel):
     task: str
     split: Split
     n: int
-    """Questions."""
+    """Questions of which something is known."""
     k: int
     """Completions a question."""
     mean: float
@@ -64,6 +64,11 @@ class EvalResult(BaseModel):
     key: dict[str, Any]
     """Everything that the samples depend on; an evaluation with another key is done again."""
     key_digest: str
+
+    @property
+    def asked(self) -> int:
+        """Questions, with those of which grading found out nothing: `n` leaves them out."""
+        return sum(self.statuses.values()) // self.k
 
 
 def summarise(
