@@ -183,4 +183,4 @@ def _uncertain(evidence: Evidence) -> str:
 
 
 def _standing(result: EvalResult) -> Standing:
-    return Standing.model_validate(result.model_dump(include=set(Standing.model_fields)))
+    return Standing.model_validate(result, from_attributes=True)

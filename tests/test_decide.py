@@ -228,6 +228,19 @@ def test_the_table_shows_the_three_and_then_the_rest(run):
     assert rows[FAR]["select"].startswith(f"{decision.select[3].mean:.3f} ± ")
 
 
+def test_a_time_out_moves_no_candidate_down_the_table(run):
+    """A question that could not be graded was asked all the same."""
+    worse = "relex-step00200-scale1.00"
+    run.candidate(worse, 200)
+    run.evaluation(worse, "select", answers(0.05))
+    run.evaluation(FAR, "select", [None, *answers(0.35)[1:]])
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    decision = decide(str(run.path))
+    assert [row["candidate"] for row in decision.table()] == [NEAR, "last_observed", "base", FAR, worse]
+    [far] = [standing for standing in decision.select if standing.candidate == FAR]
+    assert (far.n, far.asked) == (399, 400)
+
+
 def test_missing_evaluations_are_not_ready_and_name_the_next_step(run):
     with pytest.raises(WindowNotReady, match=f"confirm yet: {NEAR}, last_observed[^,]*") as caught:
         decide(str(run.path))

@@ -123,6 +123,18 @@ def test_keeping_is_a_normal_outcome_with_reasons(run: str) -> None:
     assert lost[FAR].startswith(f"on the selection questions {NEAR} scored at least as high")
 
 
+def test_a_candidate_with_a_time_out_did_not_leave_the_search_early(run: str) -> None:
+    write_measured_run(run)
+    write_evaluation(run, FAR, "select", [None, *answers(0.35)[1:]])
+    decide(run)
+    reasons = {row[0]: row[2] for row in table(build_report(run), "Not promoted, and why").rows}
+    assert reasons[FAR].startswith(f"on the selection questions {NEAR} scored at least as high")
+    write_evaluation(run, FAR, "select", [None, *answers(0.35)[1:100]])
+    decide(run)
+    reasons = {row[0]: row[2] for row in table(build_report(run), "Not promoted, and why").rows}
+    assert reasons[FAR] == "left the search early: after 100 questions others were ahead"
+
+
 def test_a_gain_that_a_guard_blocks_is_not_called_no_gain(run: str) -> None:
     tasks = ("addition", "algebra")
     write_spec(run, 24, evaluation=evaluation_section(tasks, guards=["safety"]), candidates=TARGETS)

@@ -19,8 +19,10 @@ class Standing(BaseModel):
 
     candidate: str
     task: str
-    n: int
+    asked: int
     """Questions; fewer for candidates that the search left behind early."""
+    n: int
+    """Those of which something is known: without the grader's time-outs."""
     k: int
     mean: float
     standard_error: float
@@ -139,7 +141,7 @@ class Decision(BaseModel):
         confirmed = {standing.candidate: standing for standing in self.confirm if standing.task == first[1]}
         gains = {e.candidate: e for e in self.evidence if e.reference == LAST_OBSERVED and e.task == first[1]}
         # Candidates that the search left behind early come last: their means are of fewer questions.
-        rest = sorted(selected.keys() - confirmed.keys(), key=lambda c: (-selected[c].n, -selected[c].mean, c))
+        rest = sorted(selected.keys() - confirmed.keys(), key=lambda c: (-selected[c].asked, -selected[c].mean, c))
         return [
             {
                 "candidate": standing.candidate,
