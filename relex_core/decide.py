@@ -165,9 +165,11 @@ def _about_base(compared: list[tuple[Comparison, Comparison]]) -> list[str]:
         if last.interval[1] < 0:
             lines.append(f"on {last.task} RL lowered the accuracy: last observed − base is {last.difference:+.3f}")
             if finalist.interval[1] < 0:
-                lines.append("the base is better than both: consider keeping the base")
+                lines.append("the base is better than both")
             elif finalist.interval[0] <= 0:
-                lines.append("the finalist does no more than undo that: consider keeping the base")
+                lines.append("the finalist does no more than undo that")
+    if lines and all(finalist.interval[0] <= 0 for finalist, _ in compared):
+        lines.append("consider keeping the base")
     return lines
 
 

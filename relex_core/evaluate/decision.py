@@ -11,6 +11,8 @@ from relex_core.evaluate.evidence import Comparison
 from relex_core.evaluate.harness import Metric
 from relex_core.evaluate.tasks import Split
 
+Require = Literal["shown", "not_refuted"]
+
 
 class Standing(BaseModel):
     """One model's accuracy on one task of one split."""
@@ -58,7 +60,8 @@ class Condition(BaseModel):
     task: str
     split: Split
     threshold: float
-    """The interval must lie above it."""
+    """The interval must lie above it (`shown`), or not wholly below it (`not_refuted`)."""
+    require: Require
     comparison: Comparison
     p_above: float
     """Smallest 1 − confidence at which the interval would still lie above the threshold."""
