@@ -48,7 +48,8 @@ def decide(run: str) -> Decision:
         SpecError: the spec has no evaluation section.
         WindowNotReady: an evaluation is missing. Not a DataError: `relex evaluate` may still be running, and deciding
             again after it helps.
-        DataError: evaluations do not belong together, or not to the candidates and spec as they are now.
+        DataError: evaluations do not belong together, or not to the candidates and spec as they are now; or of hardly
+            any question the answers of both models were graded.
     """
     run = absolute_uri(run, Path.cwd())
     spec = load_spec_of(run)

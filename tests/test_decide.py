@@ -498,6 +498,16 @@ def test_time_outs_are_left_out_and_only_matter_where_they_could_turn_the_verdic
     assert decide(str(run.path)).decision == "keep_observed", "not even 20 hits would have helped"
 
 
+def test_where_hardly_any_question_is_known_of_both_nothing_is_compared(run):
+    """Each has two graded answers, to different questions."""
+    run.evaluation("base", "confirm", [0, 1, 0, 1])
+    confirm(run, [None, None, 1, 1], [0, 0, None, None])
+    with pytest.raises(DataError, match="0 questions were graded for both") as caught:
+        decide(str(run.path))
+    for named in (NEAR, "last_observed 50.00%", "addition, confirm", "evaluation.grading_seconds"):
+        assert named in str(caught.value)
+
+
 def test_what_is_saved_is_training_minus_the_pipeline(run):
     confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
     events = [

@@ -128,8 +128,12 @@ class Evidence:
         confidence: float,
         unknown: Unknown = LEFT_OUT,
     ) -> Comparison:
-        """The paired difference first − second on one task."""
-        a, b = self._outcomes(first, split, task, unknown[0]), self._outcomes(second, split, task, unknown[1])
+        """The paired difference first − second on one task.
+
+        Raises:
+            DataError: of fewer than two questions anything is known of both.
+        """
+        a, b = self._pair(first, second, split, task, unknown)
         return Comparison(
             candidate=first.name,
             reference=second.name,
@@ -141,9 +145,8 @@ class Evidence:
     def p_above(
         self, reference: Candidate, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT
     ) -> float:
-        """As `statistics.p_above`, of finalist − reference."""
-        a = self._outcomes(self.finalist, split, task, unknown[0])
-        return p_above(a, self._outcomes(reference, split, task, unknown[1]), threshold)
+        """As `statistics.p_above`, of finalist − reference; errors as for `compare`."""
+        return p_above(*self._pair(self.finalist, reference, split, task, unknown), threshold)
 
     def compare_harness(self, guard: HarnessGuardSpec, confidence: float) -> tuple[Comparison, float]:
         """Finalist − last observed on a task of lm-eval's harness, and `statistics.p_above` at −margin."""
@@ -159,10 +162,23 @@ class Evidence:
         )
         return comparison, p_above(a, b, -guard.margin)
 
-    def _outcomes(self, candidate: Candidate, split: Split, task: str, unknown: float) -> NDArray[np.float64]:
-        results = self.guards if split == "guard" else self.confirm
-        [result] = [r for r in results if (r.candidate, r.task) == (candidate.name, task)]
-        return outcomes(read_samples(self.store, result), unknown)
+    def _pair(
+        self, first: Candidate, second: Candidate, split: Split, task: str, unknown: Unknown
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The outcomes of two models on one task."""
+        stored = self.guards if split == "guard" else self.confirm
+        results = [next(r for r in stored if (r.candidate, r.task) == (c.name, task)) for c in (first, second)]
+        a, b = (outcomes(read_samples(self.store, r), value) for r, value in zip(results, unknown, strict=True))
+        known = np.isfinite(a).any(axis=1) & np.isfinite(b).any(axis=1)
+        if known.sum() < 2:
+            rates = ", ".join(f"{r.candidate} {r.timeout_rate:.2%}" for r in results)
+            raise DataError(
+                f"{first.name} and {second.name} cannot be compared: {known.sum()} questions were graded for both",
+                where=f"{task}, {split}, {self.store.uri}; not graded: {rates}",
+                expected="at least two questions",
+                next_step="raise evaluation.grading_seconds, or use another grader, and evaluate again",
+            )
+        return a, b
 
 
 def _harness(store: Store, candidate: Candidate, window: str) -> list[HarnessResult]:
