@@ -103,6 +103,14 @@ def test_a_promotion_in_words(run: str) -> None:
     assert hours["Training saved, GPU hours"] == "38"
 
 
+@pytest.mark.parametrize("rule", [{"rule": "non_inferior", "margin": 0.05}, {"min_gain": -0.05}])
+def test_a_promotion_without_a_gain_claims_none(run: str, rule: dict[str, object]) -> None:
+    write_spec(run, 24, evaluation=evaluation_section(), candidates=TARGETS, decision=rule)
+    assert decide(write_measured_run(run, finalist=0.3)).decision == "promote"
+    [*_, saved] = build_report(run).verdict.summary
+    assert saved.endswith("was not measured; that it is at most 5.0 points worse than what you have was.")
+
+
 def test_the_true_run_is_named_where_it_is_known(run: str) -> None:
     decide(write_measured_run(run, **{"rl-step00100": 0.7}))
     data = build_report(run)

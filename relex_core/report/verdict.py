@@ -118,9 +118,11 @@ def _what_is_saved(run: Artifacts, decision: Decision) -> str:
             f"RL itself, trained on to step {decision.step}, reached {percent(there[0].mean)} on the same questions: "
             f"{abs(ahead):.1f} points {'more' if ahead >= 0 else 'less'} than the candidate."
         )
+    test = _main_test(decision)
+    shown = "better" if test.comparison.interval[0] > 0 else f"at most {-100 * test.threshold:.1f} points worse"
     return (
         f"“Saved” takes the candidate for what training would have reached at step {decision.step}. "
-        "That it is as good as that was not measured; that it is better than what you have was."
+        f"That it is as good as that was not measured; that it is {shown} than what you have was."
     )
 
 
