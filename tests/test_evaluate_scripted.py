@@ -18,6 +18,7 @@ from relex_core.evaluate import evaluate
 from relex_core.evaluate.scripted_backend import ScriptedGenerator
 from relex_core.evaluate.search import part, rounds
 from relex_core.spec import resolve_spec
+from relex_core.storage import write_bytes
 from relex_core.tables import decision_text, results_text
 
 DATA = Path(__file__).parent / "data" / "small" / "run"
@@ -306,6 +307,34 @@ def test_what_the_pipeline_took_is_measured(run):
     assert cost.pipeline_gpu_hours == pytest.approx(sum(seconds) / 3600, abs=1e-6)
     evaluate(str(run.path))
     assert decide(str(run.path)).cost == cost
+
+
+def test_weights_written_anew_under_the_same_name_are_another_finalist(run, monkeypatch):
+    """The questions have met all of them, whatever the file says now; also after a kill while it was replaced."""
+    run.candidate("a", 20, 0.9)
+    provenance = run.path / "candidates/a/relex.json"
+    written = json.loads(provenance.read_text())
+
+    def looks(dtype):
+        provenance.write_text(json.dumps({**written, "dtype": dtype}))
+        evaluate(str(run.path))
+        return decide(str(run.path)).looks
+
+    assert [looks(dtype) for dtype in ("float32", "bfloat16", "bfloat16", "float32")] == [1, 2, 2, 2]
+
+    def killed(store, key, data):
+        if key.endswith("confirm-confirm/samples.jsonl"):
+            raise KeyboardInterrupt
+        return write_bytes(store, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relex_core.evaluate.stage.write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            looks("float16")
+    assert looks("int8") == 3, "float16 gave no answer that anybody saw"
+    assert decide(str(run.path)).tests[0].comparison.confidence == pytest.approx(1 - 0.05 / 3)
+    run.spec(confirm=run.split("other"))
+    assert looks("int8") == 1, "other questions"
 
 
 VLLM = """

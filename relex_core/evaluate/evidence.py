@@ -15,6 +15,7 @@ from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
 from relex_core.evaluate.harness import HarnessResult, paired_scores, read_harness_results
+from relex_core.evaluate.looks import count_looks
 from relex_core.evaluate.results import EvalResult, finalist, outcomes, read_result, read_samples
 from relex_core.evaluate.search import rounds
 from relex_core.evaluate.statistics import p_above, paired_difference
@@ -96,7 +97,7 @@ class Evidence:
         confirm = _results(store, [best, last, base], "confirm", spec)
         guards = _results(store, [best, last], "guard", spec)
         looks = max(
-            _looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
+            count_looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
         )
         harness = {c.name: {r.task: r for r in _harness(store, c, manifest.digest)} for c in (best, last, base)}
         _refuse_missing(store, harness, [best.name, last.name], [guard.task for guard in spec.harness_guards])
@@ -292,16 +293,3 @@ def _largest(select: Sequence[EvalResult], spec: EvaluationSpec) -> Iterator[tup
     """For each selection task, a result on all of its questions (the base's)."""
     for split in spec.select_splits:
         yield next(result for result in select if result.task == split.task.name), split
-
-
-def _looks(store: Store, result: EvalResult, references: set[str]) -> int:
-    """How many candidates have met the confirmation questions of `result`."""
-    suffix = f"/{result.task}-{result.split}/{layout.SUMMARY}"
-    names = [
-        info.name.removeprefix(f"{layout.EVALUATIONS}/").removesuffix(suffix)
-        for info in store.list(layout.EVALUATIONS)
-        if info.name.endswith(suffix)
-    ]
-    others = [read_result(store, name, result.task, result.split) for name in names if name not in references]
-    prompts = result.key["task"]["prompts"]
-    return sum(other is not None and other.key["task"]["prompts"] == prompts for other in others)
