@@ -17,6 +17,7 @@ from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate import evaluate
 from relex_core.evaluate.scripted_backend import ScriptedGenerator
 from relex_core.evaluate.search import part, rounds
+from relex_core.report import build_report
 from relex_core.spec import resolve_spec
 from relex_core.storage import write_bytes
 from relex_core.tables import decision_text, results_text
@@ -407,6 +408,31 @@ def test_the_vllm_process_and_its_protocol(tmp_path, monkeypatch):
     assert start["enable_prefix_caching"] is False
     assert not Path(f"/proc/{start['pid']}").exists(), "the process is gone, and its memory with it"
     assert ended(start["engine"]), "and so are those it started"
+
+
+def test_a_grader_that_does_not_read_the_answers_is_named_wherever_its_numbers_are(tmp_path):
+    """All models box their answers, and `exact`, the default, wants them bare."""
+    run = Run(tmp_path)
+    run.candidate("a", 20, 0.9)
+    models = ("trajectory/base", "trajectory/global_step_8/actor/huggingface", "run/candidates/a")
+    for script in [tmp_path / model / "script.json" for model in models]:
+        boxed = {question: f"\\boxed{{{answer}}}" for question, answer in json.loads(script.read_text()).items()}
+        script.write_text(json.dumps(boxed))
+    run.spec()
+    results = evaluate(str(run.path))
+    last = next(r for r in results if (r.candidate, r.split) == ("last_observed", "select"))
+    assert (last.mean, last.loose_rate) == (0, 19 / 64)
+    [warning] = last.warnings
+    assert "the grader exact seems to be the wrong one: set grader: math" in warning
+    assert {r.candidate for r in results if r.warnings} == {"last_observed", "a"}, "the base knows too little to tell"
+    decision = decide(str(run.path))
+    assert warning in decision.warnings and len(decision.warnings) == 2, "one for each task"
+    notice = next(notice for notice in build_report(str(run.path)).notices if notice.title == "The evaluation warns")
+    assert warning in notice.text
+    math = {"task": {"grader": "math"}}
+    run.spec(select=run.split("select", **math), confirm=run.split("confirm", **math))
+    assert not any(result.warnings for result in evaluate(str(run.path)))
+    assert decide(str(run.path)).decision == "promote"
 
 
 def test_a_data_set_without_a_pinned_revision_is_named_wherever_its_numbers_are(tmp_path, monkeypatch, caplog):
