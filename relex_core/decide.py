@@ -48,7 +48,8 @@ def decide(run: str) -> Decision:
         SpecError: the spec has no evaluation section.
         WindowNotReady: an evaluation is missing. Not a DataError: `relex evaluate` may still be running, and deciding
             again after it helps.
-        DataError: evaluations do not belong together, or not to the candidates and spec as they are now.
+        DataError: evaluations do not belong together, or not to the candidates and spec as they are now; or of hardly
+            any question the answers of both models were graded.
     """
     run = absolute_uri(run, Path.cwd())
     spec = load_spec_of(run)
@@ -165,9 +166,11 @@ def _about_base(compared: list[tuple[Comparison, Comparison]]) -> list[str]:
         if last.interval[1] < 0:
             lines.append(f"on {last.task} RL lowered the accuracy: last observed − base is {last.difference:+.3f}")
             if finalist.interval[1] < 0:
-                lines.append("the base is better than both: consider keeping the base")
+                lines.append("the base is better than both")
             elif finalist.interval[0] <= 0:
-                lines.append("the finalist does no more than undo that: consider keeping the base")
+                lines.append("the finalist does no more than undo that")
+    if lines and all(finalist.interval[0] <= 0 for finalist, _ in compared):
+        lines.append("consider keeping the base")
     return lines
 
 
@@ -183,4 +186,4 @@ def _uncertain(evidence: Evidence) -> str:
 
 
 def _standing(result: EvalResult) -> Standing:
-    return Standing.model_validate(result.model_dump(include=set(Standing.model_fields)))
+    return Standing.model_validate(result, from_attributes=True)

@@ -13,6 +13,7 @@ RUN/
   candidates/<name>/             a complete Hugging Face checkpoint
   candidates/<name>/relex.json   provenance; marker of the candidate
   eval/<candidate>/<task>-<split>/samples.jsonl, summary.json    summary.json is the marker
+  eval/<candidate>/<task>-confirm/looks.json                     which earlier weights of that name met the questions
   decision.json                  marker of decide
   report.html                    everything on one page; marker of report
   last_observed/                 a complete Hugging Face checkpoint, where the observed one is kept and was captured
@@ -43,6 +44,7 @@ LAST_OBSERVED = "last_observed"
 PROVENANCE = "relex.json"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
+LOOKS = "looks.json"
 
 
 def stored_column(column: str, group: int, groups: int) -> str:

@@ -228,6 +228,19 @@ def test_the_table_shows_the_three_and_then_the_rest(run):
     assert rows[FAR]["select"].startswith(f"{decision.select[3].mean:.3f} ± ")
 
 
+def test_a_time_out_moves_no_candidate_down_the_table(run):
+    """A question that could not be graded was asked all the same."""
+    worse = "relex-step00200-scale1.00"
+    run.candidate(worse, 200)
+    run.evaluation(worse, "select", answers(0.05))
+    run.evaluation(FAR, "select", [None, *answers(0.35)[1:]])
+    confirm(run, answers(0.5, seed=1), answers(0.3, seed=1))
+    decision = decide(str(run.path))
+    assert [row["candidate"] for row in decision.table()] == [NEAR, "last_observed", "base", FAR, worse]
+    [far] = [standing for standing in decision.select if standing.candidate == FAR]
+    assert (far.n, far.asked) == (399, 400)
+
+
 def test_missing_evaluations_are_not_ready_and_name_the_next_step(run):
     with pytest.raises(WindowNotReady, match=f"confirm yet: {NEAR}, last_observed[^,]*") as caught:
         decide(str(run.path))
@@ -376,6 +389,39 @@ def test_a_gain_on_one_task_does_not_outweigh_a_loss_on_another(run):
     assert len(decision.evidence) == 6
 
 
+@pytest.mark.parametrize("beat_base", [True, False])
+def test_what_is_merely_not_shown_is_not_called_a_loss(run, beat_base):
+    """No interval lies below 0 and there is no guard: `words` is open, and so is the comparison with the base."""
+    two_tasks(run)
+    last = {"addition": answers(0.3, seed=1), "words": answers(0.29, seed=6)}
+    for task, rate in {"addition": 0.5, "words": 0.3}.items():
+        run.evaluation(NEAR, "confirm", answers(rate, seed=1), task=task)
+        run.evaluation("base", "confirm", answers(rate, seed=1) if beat_base else [0] * 400, task=task)
+        run.evaluation("last_observed", "confirm", last[task], task=task)
+    rule = {"rule": "superior"} if beat_base else {"rule": "non_inferior", "margin": 0.02}
+    run.spec(evaluation=run.resolved.evaluation.model_dump(), decision=rule)
+    decision = decide(str(run.path))
+    assert (decision.decision, [test.held for test in decision.tests]) == ("keep_observed", [True, False])
+    assert "does not outweigh" not in decision.reason
+    assert ("not shown to be better than the base" in decision.reason) == beat_base
+
+
+def test_a_promotion_does_not_advise_to_keep_the_base(run):
+    """RL lowered `addition`, and the finalist undoes that; on `words` it is better than the base."""
+    two_tasks(run)
+    rates = {"addition": (0.5, 0.3, 0.5), "words": (0.3, 0.3, 0.1)}
+    for task, of_task in rates.items():
+        for name, rate in zip((NEAR, "last_observed", "base"), of_task, strict=True):
+            run.evaluation(name, "confirm", answers(rate, seed=1), task=task)
+    decision = decide(str(run.path))
+    assert decision.decision == "promote"
+    assert decision.reason.endswith("the finalist does no more than undo that")
+    run.evaluation("base", "confirm", answers(0.3, seed=1), task="words")
+    decision = decide(str(run.path))
+    assert decision.decision == "keep_observed"
+    assert decision.reason.endswith("the finalist does no more than undo that; consider keeping the base")
+
+
 @pytest.mark.parametrize("margin, verdict", [(0.05, "promote"), (0.002, "keep_observed")])
 def test_non_inferiority_is_a_rule_of_its_own(run, margin, verdict):
     confirm(run, answers(0.3, seed=1), answers(0.3, seed=1))
@@ -420,6 +466,13 @@ def test_a_guard_that_falls_blocks_the_promotion(run, guard, require, verdict):
     run.evaluation("last_observed", "guard", answers(0.5, seed=2), task="guard")
     decision = decide(str(run.path))
     assert (decision.decision, decision.tests[-1].split, decision.tests[-1].threshold) == (verdict, "guard", -0.02)
+    words = {
+        ("shown", "promote"): "which lies above -0.020;",
+        ("shown", "keep_observed"): "which does not lie wholly above -0.020;",
+        ("not_refuted", "promote"): "which does not lie wholly below -0.020, as this guard asks;",
+        ("not_refuted", "keep_observed"): "which lies wholly below -0.020;",
+    }
+    assert words[require, verdict] in decision.reason
     run.spec(evaluation={"select": split, "confirm": split, "guards": [{**guards[0], "margin": 0.2}]})
     assert decide(str(run.path)).decision == "promote", "margins can change without a new evaluation"
 
@@ -443,6 +496,16 @@ def test_time_outs_are_left_out_and_only_matter_where_they_could_turn_the_verdic
     confirm(run, answers(0.1, seed=1), answers(0.9, seed=1))
     with_timeouts(run, NEAR, answers(0.1, seed=1), 20)
     assert decide(str(run.path)).decision == "keep_observed", "not even 20 hits would have helped"
+
+
+def test_where_hardly_any_question_is_known_of_both_nothing_is_compared(run):
+    """Each has two graded answers, to different questions."""
+    run.evaluation("base", "confirm", [0, 1, 0, 1])
+    confirm(run, [None, None, 1, 1], [0, 0, None, None])
+    with pytest.raises(DataError, match="0 questions were graded for both") as caught:
+        decide(str(run.path))
+    for named in (NEAR, "last_observed 50.00%", "addition, confirm", "evaluation.grading_seconds"):
+        assert named in str(caught.value)
 
 
 def test_what_is_saved_is_training_minus_the_pipeline(run):

@@ -17,7 +17,9 @@ from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate import evaluate
 from relex_core.evaluate.scripted_backend import ScriptedGenerator
 from relex_core.evaluate.search import part, rounds
+from relex_core.report import build_report
 from relex_core.spec import resolve_spec
+from relex_core.storage import write_bytes
 from relex_core.tables import decision_text, results_text
 
 DATA = Path(__file__).parent / "data" / "small" / "run"
@@ -230,6 +232,19 @@ def test_regrading_in_a_search_keeps_all_answers(run, asked):
     assert len(asked) == 632
 
 
+def test_a_time_out_does_not_make_a_search_look_unfinished(run, tmp_path, monkeypatch):
+    """64 questions in batches of 21 are four batches, though only 63 can be graded."""
+    (tmp_path / "slow.py").write_text("def grade(text, gold):\n    return 'timeout' if gold == '0' else text == gold\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run.spec(select=run.split("select", batch_size=21, task={"grader": "slow:grade"}))
+    many(run, 9)
+    results = evaluate(str(run.path))
+    base = results[0]
+    assert (base.n, base.asked) == (63, 64)
+    assert {r.asked for r in results if r.split == "select"} == {21, 64}
+    assert decide(str(run.path)).candidate == "c07"
+
+
 def test_several_tasks_and_guards(run, asked):
     run.spec(
         confirm=[run.split("confirm"), run.split("other")],
@@ -293,6 +308,34 @@ def test_what_the_pipeline_took_is_measured(run):
     assert cost.pipeline_gpu_hours == pytest.approx(sum(seconds) / 3600, abs=1e-6)
     evaluate(str(run.path))
     assert decide(str(run.path)).cost == cost
+
+
+def test_weights_written_anew_under_the_same_name_are_another_finalist(run, monkeypatch):
+    """The questions have met all of them, whatever the file says now; also after a kill while it was replaced."""
+    run.candidate("a", 20, 0.9)
+    provenance = run.path / "candidates/a/relex.json"
+    written = json.loads(provenance.read_text())
+
+    def looks(dtype):
+        provenance.write_text(json.dumps({**written, "dtype": dtype}))
+        evaluate(str(run.path))
+        return decide(str(run.path)).looks
+
+    assert [looks(dtype) for dtype in ("float32", "bfloat16", "bfloat16", "float32")] == [1, 2, 2, 2]
+
+    def killed(store, key, data):
+        if key.endswith("confirm-confirm/samples.jsonl"):
+            raise KeyboardInterrupt
+        return write_bytes(store, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relex_core.evaluate.stage.write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            looks("float16")
+    assert looks("int8") == 3, "float16 gave no answer that anybody saw"
+    assert decide(str(run.path)).tests[0].comparison.confidence == pytest.approx(1 - 0.05 / 3)
+    run.spec(confirm=run.split("other"))
+    assert looks("int8") == 1, "other questions"
 
 
 VLLM = """
@@ -365,6 +408,31 @@ def test_the_vllm_process_and_its_protocol(tmp_path, monkeypatch):
     assert start["enable_prefix_caching"] is False
     assert not Path(f"/proc/{start['pid']}").exists(), "the process is gone, and its memory with it"
     assert ended(start["engine"]), "and so are those it started"
+
+
+def test_a_grader_that_does_not_read_the_answers_is_named_wherever_its_numbers_are(tmp_path):
+    """All models box their answers, and `exact`, the default, wants them bare."""
+    run = Run(tmp_path)
+    run.candidate("a", 20, 0.9)
+    models = ("trajectory/base", "trajectory/global_step_8/actor/huggingface", "run/candidates/a")
+    for script in [tmp_path / model / "script.json" for model in models]:
+        boxed = {question: f"\\boxed{{{answer}}}" for question, answer in json.loads(script.read_text()).items()}
+        script.write_text(json.dumps(boxed))
+    run.spec()
+    results = evaluate(str(run.path))
+    last = next(r for r in results if (r.candidate, r.split) == ("last_observed", "select"))
+    assert (last.mean, last.loose_rate) == (0, 19 / 64)
+    [warning] = last.warnings
+    assert "the grader exact seems to be the wrong one: set grader: math" in warning
+    assert {r.candidate for r in results if r.warnings} == {"last_observed", "a"}, "the base knows too little to tell"
+    decision = decide(str(run.path))
+    assert warning in decision.warnings and len(decision.warnings) == 2, "one for each task"
+    notice = next(notice for notice in build_report(str(run.path)).notices if notice.title == "The evaluation warns")
+    assert warning in notice.text
+    math = {"task": {"grader": "math"}}
+    run.spec(select=run.split("select", **math), confirm=run.split("confirm", **math))
+    assert not any(result.warnings for result in evaluate(str(run.path)))
+    assert decide(str(run.path)).decision == "promote"
 
 
 def test_a_data_set_without_a_pinned_revision_is_named_wherever_its_numbers_are(tmp_path, monkeypatch, caplog):

@@ -37,7 +37,7 @@ from relex_core.evaluate.candidates import Candidate
 from relex_core.report import build_report, report
 from relex_core.report.charts import draw
 from relex_core.report.files import figure
-from relex_core.report.gain import adjusted_p
+from relex_core.report.gain import adjusted_p, condition_name
 from relex_core.report.library import library
 from relex_core.report.text import label_of
 from relex_core.report.view import ReportData, Table
@@ -95,11 +95,20 @@ def test_a_promotion_in_words(run: str) -> None:
     low, high = decision.evidence[0].interval
     assert f"between {100 * low:.1f} and {100 * high:.1f} points better" in data.verdict.summary[0]
     assert "On 400 confirmation questions (addition), which chose nothing" in data.verdict.summary[0]
-    assert "was not measured" in data.verdict.summary[1]
-    [row] = data.verdict.plots[0].rows
+    assert "was not measured; that it is better than what you have was." in data.verdict.summary[1]
+    row, against_base = data.verdict.plots[0].rows
     assert (row["low"], row["high"], row["met"]) == (low, high, "condition met")
+    assert against_base["difference"] == decision.evidence[1].difference
     hours = {fact.label: fact.value for section in data.sections for fact in section.facts}
     assert hours["Training saved, GPU hours"] == "38"
+
+
+@pytest.mark.parametrize("rule", [{"rule": "non_inferior", "margin": 0.05}, {"min_gain": -0.05}])
+def test_a_promotion_without_a_gain_claims_none(run: str, rule: dict[str, object]) -> None:
+    write_spec(run, 24, evaluation=evaluation_section(), candidates=TARGETS, decision=rule)
+    assert decide(write_measured_run(run, finalist=0.3)).decision == "promote"
+    [*_, saved] = build_report(run).verdict.summary
+    assert saved.endswith("was not measured; that it is at most 5.0 points worse than what you have was.")
 
 
 def test_the_true_run_is_named_where_it_is_known(run: str) -> None:
@@ -121,6 +130,41 @@ def test_keeping_is_a_normal_outcome_with_reasons(run: str) -> None:
     lost = {row[0]: row[2] for row in table(data, "Not promoted, and why").rows}
     assert lost[NEAR] == decision.reason
     assert lost[FAR].startswith(f"on the selection questions {NEAR} scored at least as high")
+
+
+def test_a_candidate_that_only_undoes_what_rl_did_is_held_against_the_base(run: str) -> None:
+    decide(write_measured_run(run, finalist=0.5, base=0.5))
+    verdict = build_report(run).verdict
+    assert verdict.headline.endswith("the best candidate passes on addition, but not on addition against the base")
+    assert "On addition (against the base) the interval does not lie wholly above the threshold" in verdict.summary[1]
+    met = {row["label"]: row["met"] for row in verdict.plots[0].rows}
+    assert met == {"addition (confirmation)": "condition met", "addition (against the base)": "not met"}
+    assert verdict.plots[0].title.endswith("beat the last observed checkpoint and the base?")
+    write_spec(run, 24, evaluation=evaluation_section(), candidates=TARGETS, decision={"beat_base": False})
+    assert decide(run).decision == "promote"
+    assert len(build_report(run).verdict.plots[0].rows) == 1
+
+
+def test_of_two_tasks_only_the_one_that_the_base_wins_is_in_the_way(run: str) -> None:
+    write_spec(run, 24, evaluation=evaluation_section(("addition", "algebra")), candidates=TARGETS)
+    write_measured_run(run)
+    for name, rate in {"base": 0.5, "last_observed": 0.3, NEAR: 0.3}.items():
+        write_evaluation(run, name, "confirm", answers(rate), "algebra")
+    assert decide(run).decision == "keep_observed"
+    verdict = build_report(run).verdict
+    assert verdict.headline.endswith("the best candidate passes on addition, but not on algebra against the base")
+
+
+def test_a_candidate_with_a_time_out_did_not_leave_the_search_early(run: str) -> None:
+    write_measured_run(run)
+    write_evaluation(run, FAR, "select", [None, *answers(0.35)[1:]])
+    decide(run)
+    reasons = {row[0]: row[2] for row in table(build_report(run), "Not promoted, and why").rows}
+    assert reasons[FAR].startswith(f"on the selection questions {NEAR} scored at least as high")
+    write_evaluation(run, FAR, "select", [None, *answers(0.35)[1:100]])
+    decide(run)
+    reasons = {row[0]: row[2] for row in table(build_report(run), "Not promoted, and why").rows}
+    assert reasons[FAR] == "left the search early: after 100 questions others were ahead"
 
 
 def test_a_gain_that_a_guard_blocks_is_not_called_no_gain(run: str) -> None:
@@ -170,10 +214,10 @@ def test_adjusted_p_values_say_what_the_verdict_says(run: str, finalists: tuple[
         write_evaluation(run, name, "guard", answers(0.5), "g")
     decision = decide(run)
     adjusted = adjusted_p(decision)
-    for test in decision.tests:
-        assert (adjusted[test.split, test.task] < 0.05) == test.held
-        assert adjusted[test.split, test.task] >= min(test.p_above, 1.0)
-    assert len(build_report(run).verdict.plots[0].rows) == 4
+    for test in (*decision.tests, *decision.base_tests):
+        assert (adjusted[condition_name(test)] < 0.05) == test.held
+        assert adjusted[condition_name(test)] >= min(test.p_above, 1.0)
+    assert len(build_report(run).verdict.plots[0].rows) == len(adjusted) == 4 + 3
 
 
 def test_without_an_evaluation_nothing_is_decided(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from relex_core.evaluate.evidence import Comparison
 from relex_core.evaluate.harness import Metric
 from relex_core.evaluate.tasks import Split
 
+Require = Literal["shown", "not_refuted"]
+
 
 class Standing(BaseModel):
     """One model's accuracy on one task of one split."""
@@ -19,8 +21,10 @@ class Standing(BaseModel):
 
     candidate: str
     task: str
-    n: int
+    asked: int
     """Questions; fewer for candidates that the search left behind early."""
+    n: int
+    """Those of which something is known: without the grader's time-outs."""
     k: int
     mean: float
     standard_error: float
@@ -56,7 +60,8 @@ class Condition(BaseModel):
     task: str
     split: Split
     threshold: float
-    """The interval must lie above it."""
+    """The interval must lie above it (`shown`), or not wholly below it (`not_refuted`)."""
+    require: Require
     comparison: Comparison
     p_above: float
     """Smallest 1 − confidence at which the interval would still lie above the threshold."""
@@ -139,7 +144,7 @@ class Decision(BaseModel):
         confirmed = {standing.candidate: standing for standing in self.confirm if standing.task == first[1]}
         gains = {e.candidate: e for e in self.evidence if e.reference == LAST_OBSERVED and e.task == first[1]}
         # Candidates that the search left behind early come last: their means are of fewer questions.
-        rest = sorted(selected.keys() - confirmed.keys(), key=lambda c: (-selected[c].n, -selected[c].mean, c))
+        rest = sorted(selected.keys() - confirmed.keys(), key=lambda c: (-selected[c].asked, -selected[c].mean, c))
         return [
             {
                 "candidate": standing.candidate,

@@ -15,6 +15,7 @@ from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.evaluate.candidates import Candidate, references, written_candidates
 from relex_core.evaluate.harness import HarnessResult, paired_scores, read_harness_results
+from relex_core.evaluate.looks import count_looks
 from relex_core.evaluate.results import EvalResult, finalist, outcomes, read_result, read_samples
 from relex_core.evaluate.search import rounds
 from relex_core.evaluate.statistics import p_above, paired_difference
@@ -96,7 +97,7 @@ class Evidence:
         confirm = _results(store, [best, last, base], "confirm", spec)
         guards = _results(store, [best, last], "guard", spec)
         looks = max(
-            _looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
+            count_looks(store, result, {base.name, last.name}) for result in confirm if result.candidate == best.name
         )
         harness = {c.name: {r.task: r for r in _harness(store, c, manifest.digest)} for c in (best, last, base)}
         _refuse_missing(store, harness, [best.name, last.name], [guard.task for guard in spec.harness_guards])
@@ -128,8 +129,12 @@ class Evidence:
         confidence: float,
         unknown: Unknown = LEFT_OUT,
     ) -> Comparison:
-        """The paired difference first − second on one task."""
-        a, b = self._outcomes(first, split, task, unknown[0]), self._outcomes(second, split, task, unknown[1])
+        """The paired difference first − second on one task.
+
+        Raises:
+            DataError: of fewer than two questions anything is known of both.
+        """
+        a, b = self._pair(first, second, split, task, unknown)
         return Comparison(
             candidate=first.name,
             reference=second.name,
@@ -141,9 +146,8 @@ class Evidence:
     def p_above(
         self, reference: Candidate, split: Split, task: str, threshold: float, unknown: Unknown = LEFT_OUT
     ) -> float:
-        """As `statistics.p_above`, of finalist − reference."""
-        a = self._outcomes(self.finalist, split, task, unknown[0])
-        return p_above(a, self._outcomes(reference, split, task, unknown[1]), threshold)
+        """As `statistics.p_above`, of finalist − reference; errors as for `compare`."""
+        return p_above(*self._pair(self.finalist, reference, split, task, unknown), threshold)
 
     def compare_harness(self, guard: HarnessGuardSpec, confidence: float) -> tuple[Comparison, float]:
         """Finalist − last observed on a task of lm-eval's harness, and `statistics.p_above` at −margin."""
@@ -159,10 +163,23 @@ class Evidence:
         )
         return comparison, p_above(a, b, -guard.margin)
 
-    def _outcomes(self, candidate: Candidate, split: Split, task: str, unknown: float) -> NDArray[np.float64]:
-        results = self.guards if split == "guard" else self.confirm
-        [result] = [r for r in results if (r.candidate, r.task) == (candidate.name, task)]
-        return outcomes(read_samples(self.store, result), unknown)
+    def _pair(
+        self, first: Candidate, second: Candidate, split: Split, task: str, unknown: Unknown
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The outcomes of two models on one task."""
+        stored = self.guards if split == "guard" else self.confirm
+        results = [next(r for r in stored if (r.candidate, r.task) == (c.name, task)) for c in (first, second)]
+        a, b = (outcomes(read_samples(self.store, r), value) for r, value in zip(results, unknown, strict=True))
+        known = np.isfinite(a).any(axis=1) & np.isfinite(b).any(axis=1)
+        if known.sum() < 2:
+            rates = ", ".join(f"{r.candidate} {r.timeout_rate:.2%}" for r in results)
+            raise DataError(
+                f"{first.name} and {second.name} cannot be compared: {known.sum()} questions were graded for both",
+                where=f"{task}, {split}, {self.store.uri}; not graded: {rates}",
+                expected="at least two questions",
+                next_step="raise evaluation.grading_seconds, or use another grader, and evaluate again",
+            )
+        return a, b
 
 
 def _harness(store: Store, candidate: Candidate, window: str) -> list[HarnessResult]:
@@ -258,11 +275,12 @@ def _finalist(
     partial = {result.candidate for result in select if "batches" in result.key}
     steps = {candidate.name: candidate.step for candidate in written}
     whole = [result for result in select if result.candidate in steps.keys() - partial]
-    batches = min(-(-result.n // split.batch_size) for result, split in _largest(select, spec))
+    batches = min(-(-result.asked // split.batch_size) for result, split in _largest(select, spec))
     expected = rounds(len(written), batches, spec.search)[-1].candidates
-    if len({result.candidate for result in whole}) < expected:
+    finished = len({result.candidate for result in whole})
+    if finished < expected:
         raise WindowNotReady(
-            f"the search is not finished: {len(whole)} candidates have answered all selection questions",
+            f"the search is not finished: {finished} candidates have answered all selection questions",
             where=store.uri,
             expected=f"{expected}",
             next_step=f"relex evaluate {store.uri}",
@@ -275,16 +293,3 @@ def _largest(select: Sequence[EvalResult], spec: EvaluationSpec) -> Iterator[tup
     """For each selection task, a result on all of its questions (the base's)."""
     for split in spec.select_splits:
         yield next(result for result in select if result.task == split.task.name), split
-
-
-def _looks(store: Store, result: EvalResult, references: set[str]) -> int:
-    """How many candidates have met the confirmation questions of `result`."""
-    suffix = f"/{result.task}-{result.split}/{layout.SUMMARY}"
-    names = [
-        info.name.removeprefix(f"{layout.EVALUATIONS}/").removesuffix(suffix)
-        for info in store.list(layout.EVALUATIONS)
-        if info.name.endswith(suffix)
-    ]
-    others = [read_result(store, name, result.task, result.split) for name in names if name not in references]
-    prompts = result.key["task"]["prompts"]
-    return sum(other is not None and other.key["task"]["prompts"] == prompts for other in others)

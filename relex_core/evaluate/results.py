@@ -24,6 +24,8 @@ from relex_core.storage import Store, join_uri, read_bytes
 from relex_core.stored_json import read_stored
 
 CONFIDENCE = 0.95
+FEW_CORRECT, MANY_LOOSE = 0.1, 0.2
+"""Mean below and `loose_rate` above which the grader is held to be the wrong one; random numbers reach 0.07 loosely."""
 
 
 class EvalResult(BaseModel):
@@ -35,7 +37,7 @@ class EvalResult(BaseModel):
     task: str
     split: Split
     n: int
-    """Questions."""
+    """Questions of which something is known."""
     k: int
     """Completions a question."""
     mean: float
@@ -58,12 +60,18 @@ class EvalResult(BaseModel):
     """Share whose last number is the gold number: a diagnostic of answers in a wrong form, no accuracy."""
     mean_tokens: float
     warnings: tuple[str, ...] = ()
-    """What makes these numbers less than repeatable, such as a data set without a pinned revision."""
+    """What makes these numbers less than repeatable, such as a data set without a pinned revision, or less than
+    meaningful: a grader that does not read the form of the answers."""
     samples_sha256: str
     """Of samples.jsonl: the summary belongs to these samples and no others."""
     key: dict[str, Any]
     """Everything that the samples depend on; an evaluation with another key is done again."""
     key_digest: str
+
+    @property
+    def asked(self) -> int:
+        """Questions, with those of which grading found out nothing: `n` leaves them out."""
+        return sum(self.statuses.values()) // self.k
 
 
 def summarise(
@@ -79,18 +87,22 @@ def summarise(
     Raises:
         DataError: nearly all gradings timed out.
     """
+    task, grader = key["task"]["name"], key["grader"]["name"]
     statuses = Counter(str(row["status"]) for row in rows)
     try:
         estimate = accuracy(outcomes(rows), CONFIDENCE)
     except ValueError as error:
         raise DataError(
             f"{candidate} cannot be summarised: {error}",
-            where=f"{key['task']['name']}, {split}: {dict(statuses)}",
+            where=f"{task}, {split}: {dict(statuses)}",
             next_step="raise evaluation.grading_seconds, or use another grader",
         ) from None
+    loose_rate = sum(bool(row.get("loose")) for row in rows) / len(rows)
+    if estimate.mean < FEW_CORRECT and loose_rate > MANY_LOOSE:
+        warnings = (*warnings, _wrong_grader(task, grader))
     return EvalResult(
         candidate=candidate,
-        task=key["task"]["name"],
+        task=task,
         split=split,
         n=estimate.n,
         k=estimate.k,
@@ -102,12 +114,23 @@ def summarise(
         truncation_rate=sum(row["finish_reason"] == "length" for row in rows) / len(rows),
         no_answer_rate=statuses["no_answer"] / len(rows),
         timeout_rate=sum(statuses[status] for status in UNKNOWN) / len(rows),
-        loose_rate=sum(bool(row.get("loose")) for row in rows) / len(rows),
+        loose_rate=loose_rate,
         mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
         warnings=warnings,
         samples_sha256=hashlib.sha256(samples).hexdigest(),
         key=key,
         key_digest=digest_of(key),
+    )
+
+
+def _wrong_grader(task: str, grader: str) -> str:
+    """Without rates and model, so that a run of many candidates warns once."""
+    remedy = "ask in the prompt for the form that it reads, or set another grader"
+    if grader == "exact":
+        remedy = "set grader: math, which reads \\boxed{}, or ask in the prompt for the bare answer"
+    return (
+        f"{task}: hardly any answer of a model counts as correct, though many end with the gold number; the grader "
+        f"{grader} seems to be the wrong one: {remedy}"
     )
 
 

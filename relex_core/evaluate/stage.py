@@ -13,6 +13,7 @@ from relex_core import layout
 from relex_core.evaluate.candidates import Candidate
 from relex_core.evaluate.generate import Sampling, conditions, open_generator
 from relex_core.evaluate.grade import Grader, grader_key, open_grader
+from relex_core.evaluate.looks import remember_look
 from relex_core.evaluate.results import EvalResult, read_result, read_samples, summarise
 from relex_core.evaluate.samples import Batch, BatchStore, graded_rows, plan, samples_key, to_jsonl
 from relex_core.evaluate.tasks import Split, Task, load_splits, splits_of
@@ -131,7 +132,7 @@ class Evaluation:
         else:
             started = time.monotonic()
             self._generate(finished, advance)
-            result = self._grade(finished)
+            result = self._grade(finished, result)
             record_event(
                 stage.store.uri,
                 "evaluated",
@@ -174,7 +175,7 @@ class Evaluation:
                 finished.write(batch, generator.generate(prompts, sampling))
                 advance(len(prompts), self.candidate.name)
 
-    def _grade(self, finished: BatchStore) -> EvalResult:
+    def _grade(self, finished: BatchStore, replaced: EvalResult | None) -> EvalResult:
         """Grade what is asked for, and what else samples.jsonl holds of the same generation: it must not be lost."""
         store, part = self.stage.store, self.part
         if part is not None:
@@ -186,6 +187,8 @@ class Evaluation:
         rows = graded_rows(plan(self.task, self.sampling, part), finished, grader)
         samples = to_jsonl(rows)
         result = summarise(self.candidate.name, self.split, self._key(part), rows, samples, self.task.warnings)
+        if self.split == "confirm" and replaced is not None:
+            remember_look(store, self.folder, replaced)
         store.delete(f"{self.folder}/{layout.SUMMARY}")  # before its samples go
         write_bytes(store, samples_key(self.folder), samples)
         write_bytes(store, f"{self.folder}/{layout.SUMMARY}", result.model_dump_json(indent=1).encode())

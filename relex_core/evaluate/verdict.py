@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relex_core.evaluate.candidates import Candidate
-from relex_core.evaluate.decision import Condition, p_text
+from relex_core.evaluate.decision import Condition, Require, p_text
 from relex_core.evaluate.evidence import LEFT_OUT, Comparison, Evidence, Unknown
 from relex_core.evaluate.tasks import Split
 from relex_core.spec import DecisionSpec, EvaluationSpec, HarnessGuardSpec
@@ -46,8 +46,10 @@ class Verdict:
         lines = [_sentence(test) for test in (*self.confirm, *self.guards)]
         if self.beats_last and not self.beats_base:
             lines += [_sentence(test) for test in self.base]
-            lines.append("better than the last observed checkpoint, but not shown to be better than the base")
-        if len(self.confirm) > 1 and not self.promoted and any(test.held for test in self.confirm):
+            lines.append("it passes against the last observed checkpoint, but is not shown to be better than the base")
+        gained = any(test.held and test.comparison.interval[0] > 0 for test in self.confirm)
+        lost = not self.beats_last and any(not test.held and test.comparison.interval[1] < 0 for test in self.confirm)
+        if gained and len(self.confirm) > 1 and (lost or not all(test.held for test in self.guards)):
             lines.append("a gain on one task does not outweigh a loss on another or a guard")
         return "; ".join(lines)
 
@@ -105,7 +107,7 @@ def _test(
     threshold: float,
     alpha: float,
     unknown: Unknown,
-    require: str = "shown",
+    require: Require = "shown",
 ) -> Condition:
     comparison = evidence.compare(evidence.finalist, reference, split, task, 1 - alpha, unknown)
     return _tested(comparison, evidence.p_above(reference, split, task, threshold, unknown), threshold, require)
@@ -115,12 +117,13 @@ def _harness_test(evidence: Evidence, guard: HarnessGuardSpec, alpha: float) -> 
     return _tested(*evidence.compare_harness(guard, 1 - alpha), -guard.margin, guard.require)
 
 
-def _tested(comparison: Comparison, p_above: float, threshold: float, require: str) -> Condition:
+def _tested(comparison: Comparison, p_above: float, threshold: float, require: Require) -> Condition:
     low, high = comparison.interval
     return Condition(
         task=comparison.task,
         split=comparison.split,
         threshold=threshold,
+        require=require,
         comparison=comparison,
         p_above=p_above,
         held=low > threshold if require == "shown" else high >= threshold,
@@ -130,11 +133,14 @@ def _tested(comparison: Comparison, p_above: float, threshold: float, require: s
 def _sentence(test: Condition) -> str:
     gain = test.comparison
     low, high = gain.interval
-    holds = "lies above" if low > test.threshold else "does not lie wholly above"
+    if test.require == "shown":
+        lies, asked = "lies above" if low > test.threshold else "does not lie wholly above", ""
+    else:
+        lies, asked = ("does not lie wholly below", ", as this guard asks") if test.held else ("lies wholly below", "")
     where = "confirmation" if test.split == "confirm" else "guard"
     return (
         f"{gain.candidate} against {gain.reference} on {gain.n} {where} questions of {test.task}: "
         f"{gain.difference:+.3f}, "
-        f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {holds} {test.threshold:+.3f}; "
+        f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {lies} {test.threshold:+.3f}{asked}; "
         f"p {p_text(gain.p_value)}; smallest detectable difference {gain.smallest_detectable:.3f}"
     )

@@ -211,6 +211,6 @@ def _reason(name: str, decision: Decision, own: Sequence[Standing], best: Mappin
         return decision.reason
     if not own:
         return "written after the decision; run relex evaluate and relex decide"
-    if any(s.n < best[s.task].n for s in own):
-        return f"left the search early: after {own[0].n:,} questions others were ahead"
+    if any(s.asked < best[s.task].asked for s in own):
+        return f"left the search early: after {own[0].asked:,} questions others were ahead"
     return f"on the selection questions {decision.finalist} scored at least as high ({_mean(list(best.values()))})"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from relex_core.evaluate.candidates import BASE
 from relex_core.evaluate.decision import Condition, Decision
 from relex_core.report.text import p_value, points, points_interval
 from relex_core.report.view import Plot, Table
-from relex_core.spec import EvaluationSpec
 
 
-def gain_plot(decision: Decision, spec: EvaluationSpec | None) -> Plot:
-    """Finalist − last observed on every confirmation and guard task, with the threshold that the interval must pass."""
+def gain_plot(decision: Decision) -> Plot:
+    """Finalist − last observed on every confirmation and guard task, and finalist − base on the former where the rule
+    asks for that; with the threshold that the interval must pass."""
     adjusted = adjusted_p(decision)
     rows, cells = [], []
-    for test in decision.tests:
+    for test in (*decision.tests, *decision.base_tests):
         gain = test.comparison
-        label, met = f"{test.task} ({split_name(test)})", "condition met" if test.held else "not met"
+        label, met = condition_name(test), "condition met" if test.held else "not met"
         low, high = gain.interval
         rows.append(
             {
@@ -37,7 +38,7 @@ def gain_plot(decision: Decision, spec: EvaluationSpec | None) -> Plot:
                 points(test.threshold),
                 met,
                 p_value(gain.p_value),
-                p_value(adjusted[test.split, test.task]),
+                p_value(adjusted[label]),
                 f"{100 * gain.smallest_detectable:.1f}",
                 f"{gain.better:,} / {gain.worse:,}",
             )
@@ -48,46 +49,53 @@ def gain_plot(decision: Decision, spec: EvaluationSpec | None) -> Plot:
         "p, two-sided: exact or t test against no difference. p, adjusted: that the interval would still lie above the "
         f"threshold, after {_correction(decision)}."
     )
+    rivals = "the last observed checkpoint and the base" if decision.base_tests else "the last observed checkpoint"
     return Plot(
         id="gain",
         kind="gain",
-        title=f"Does {decision.finalist} beat the last observed checkpoint?",
+        title=f"Does {decision.finalist} beat {rivals}?",
         caption="Paired difference on the same questions. The bar is the interval; to count, all of it must lie to the "
-        f"right of the diamond, the threshold.{_lenient(spec)}",
+        f"right of the diamond, the threshold.{_lenient(decision)}",
         rows=tuple(rows),
         table=Table((*headings, *more), tuple(cells), note=note),
     )
 
 
 def _correction(decision: Decision) -> str:
-    several = decision.rule == "superior" and sum(test.split == "confirm" for test in decision.tests) > 1
-    holm = "Holm's correction for several confirmation tasks" if several else "no correction, as none is due"
+    several = sum(test.split == "confirm" for test in decision.tests) > 1
+    holm = "no correction, as none is due"
+    if several and (decision.rule == "superior" or decision.base_tests):
+        only = " against the base" if decision.rule == "non_inferior" else ""
+        holm = f"Holm's correction for several confirmation tasks{only}"
     looks = f" and Bonferroni's for {decision.looks} finalists that met these questions" if decision.looks > 1 else ""
     return holm + looks
 
 
-def adjusted_p(decision: Decision) -> dict[tuple[str, str], float]:
-    """p of every condition after the corrections that the verdict applies, by (split, task): Holm over the confirmation
-    tasks of rule superior, times the number of finalists."""
-    confirm = sorted((test for test in decision.tests if test.split == "confirm"), key=lambda test: test.p_above)
-    adjusted: dict[tuple[str, str], float] = {}
-    running = 0.0
-    for rank, test in enumerate(confirm):
-        factor = len(confirm) - rank if decision.rule == "superior" else 1
-        own = min(1.0, test.p_above * factor * decision.looks)
-        running = max(running, own) if decision.rule == "superior" else own
-        adjusted[test.split, test.task] = running
-    for test in decision.tests:
-        if test.split == "guard":
-            adjusted[test.split, test.task] = min(1.0, test.p_above * decision.looks)
+def adjusted_p(decision: Decision) -> dict[str, float]:
+    """p of every condition after the corrections that the verdict applies, by `condition_name`: times the number of
+    finalists; and Holm over the confirmation tasks, against the last observed checkpoint with rule superior only."""
+    tests = (*decision.tests, *decision.base_tests)
+    adjusted = {condition_name(test): min(1.0, test.p_above * decision.looks) for test in tests}
+    confirm = [test for test in decision.tests if test.split == "confirm"]
+    for family in (confirm if decision.rule == "superior" else [], decision.base_tests):
+        running = 0.0
+        for rank, test in enumerate(sorted(family, key=lambda test: test.p_above)):
+            running = max(running, min(1.0, test.p_above * (len(family) - rank) * decision.looks))
+            adjusted[condition_name(test)] = running
     return adjusted
 
 
-def _lenient(spec: EvaluationSpec | None) -> str:
+def _lenient(decision: Decision) -> str:
     """Guards with another condition than the others."""
-    names = [guard.task.name for guard in spec.guards if guard.require == "not_refuted"] if spec else []
+    names = [test.task for test in decision.tests if test.require == "not_refuted"]
     return f" Of the guard {', '.join(names)} it must only not lie wholly to the left." if names else ""
 
 
-def split_name(test: Condition) -> str:
-    return "guard" if test.split == "guard" else "confirmation"
+def condition_name(test: Condition) -> str:
+    """ "addition (confirmation)", "addition (against the base)", "safety (guard)"."""
+    kind = "guard" if test.split == "guard" else "against the base" if against_base(test) else "confirmation"
+    return f"{test.task} ({kind})"
+
+
+def against_base(test: Condition) -> bool:
+    return test.comparison.reference == BASE

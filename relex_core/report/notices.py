@@ -25,6 +25,8 @@ def notices(run: Artifacts) -> Iterator[Notice]:
         yield Notice(
             "Some files are out of date", f"They belong to another state of the run and are left out: {shown}."
         )
+    if warnings := dict.fromkeys(text for result in run.results for text in result.warnings):
+        yield Notice("The evaluation warns", f"{'. '.join(warnings)}.")
     if run.decision is not None:
         yield from _weak_evidence(run.decision)
     if run.fit is not None and run.fit.summary.moved == 0:

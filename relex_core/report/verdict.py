@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from relex_core.evaluate.candidates import BASE, LAST_OBSERVED
 from relex_core.evaluate.decision import Condition, Decision, Standing
 from relex_core.report.artifacts import Artifacts
-from relex_core.report.gain import gain_plot, split_name
+from relex_core.report.gain import against_base, condition_name, gain_plot
 from relex_core.report.text import interval_words, percent, percent_interval, plural, points
 from relex_core.report.view import Fact, Tone, Verdict
 
@@ -25,7 +26,7 @@ def verdict(run: Artifacts) -> Verdict:
         headline=_headline(decision),
         summary=tuple(_summary(run, decision)),
         facts=tuple(_facts(decision)),
-        plots=(gain_plot(decision, run.spec.evaluation),),
+        plots=(gain_plot(decision),),
     )
 
 
@@ -58,7 +59,7 @@ def _headline(decision: Decision) -> str:
         gained = [test.task for test in decision.tests if test.split == "confirm" and test.held]
         if not gained:
             return f"Keep step {last}: no extrapolated checkpoint was shown to be better"
-        lost = ", ".join(test.task for test in _obstacles(decision))
+        lost = ", ".join(test.task + " against the base" * against_base(test) for test in _obstacles(decision))
         return f"Keep step {last}: the best candidate passes on {', '.join(gained)}, but not on {lost}"
     test = _main_test(decision)
     mine, theirs = (_confirmed(decision, name, test.task) for name in (decision.finalist, LAST_OBSERVED))
@@ -89,17 +90,22 @@ def _summary(run: Artifacts, decision: Decision) -> Iterator[str]:
 def _obstacles(decision: Decision) -> list[Condition]:
     """The conditions that kept the finalist from being promoted; see `evaluate.verdict`."""
     confirm = [test for test in decision.tests if test.split == "confirm"]
-    failed = [test for test in confirm if not test.held]
-    if decision.rule == "superior" and len(failed) < len(confirm):  # one gain is enough, unless another task lost
-        failed = [test for test in failed if test.comparison.interval[1] < min(decision.min_gain, 0.0)]
-    return failed + [test for test in decision.tests if test.split == "guard" and not test.held]
+    floor = min(decision.min_gain, 0.0) if decision.rule == "superior" else math.inf
+    guards = [test for test in decision.tests if test.split == "guard" and not test.held]
+    return [*_failed(confirm, floor), *_failed(decision.base_tests, 0.0), *guards]
+
+
+def _failed(tests: Sequence[Condition], floor: float) -> list[Condition]:
+    """Those that were not met; where one was, only losses below `floor` among them: one gain is enough."""
+    gained = any(test.held for test in tests)
+    return [test for test in tests if not test.held and not (gained and test.comparison.interval[1] >= floor)]
 
 
 def _obstacle(test: Condition) -> str:
     interval = test.comparison.interval
     lies = "lies wholly below" if interval[1] < test.threshold else "does not lie wholly above"
     return (
-        f"On {test.task} ({split_name(test)}) the interval {lies} the threshold of {points(test.threshold)} points: "
+        f"On {condition_name(test)} the interval {lies} the threshold of {points(test.threshold)} points: "
         f"{interval_words(interval)}."
     )
 
@@ -112,9 +118,11 @@ def _what_is_saved(run: Artifacts, decision: Decision) -> str:
             f"RL itself, trained on to step {decision.step}, reached {percent(there[0].mean)} on the same questions: "
             f"{abs(ahead):.1f} points {'more' if ahead >= 0 else 'less'} than the candidate."
         )
+    test = _main_test(decision)
+    shown = "better" if test.comparison.interval[0] > 0 else f"at most {-100 * test.threshold:.1f} points worse"
     return (
         f"“Saved” takes the candidate for what training would have reached at step {decision.step}. "
-        "That it is as good as that was not measured; that it is better than what you have was."
+        f"That it is as good as that was not measured; that it is {shown} than what you have was."
     )
 
 
