@@ -26,7 +26,7 @@ from relex_core.capture import capture_step, is_captured
 from relex_core.checkpoints.layouts import StepFolder
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.claim import Claim, ClaimLost
-from relex_core.collect import claim_run_directory, find_window
+from relex_core.collect import claim_run_directory, known_window
 from relex_core.errors import (
     AccessDenied,
     CheckpointChanged,
@@ -134,7 +134,7 @@ def _wait_for_window(spec: RunSpec, claim: Claim, options: WatchOptions, clock: 
                     claim.require()
                     clock.reset()
                     _capture(spec, step)
-            manifest = find_window(spec)
+            manifest = known_window(spec)
             if not again or all(checkpoint.uri.endswith(PATCH_SUFFIX) for checkpoint in manifest.checkpoints):
                 return manifest
             again = False  # a step came after the look for new ones: capture it, too

@@ -107,12 +107,12 @@ def submit_command(target: str, spec: RunSpec) -> None:
 
     Settings come from the environment (docs/kubeflow.md).
     """
-    from relex_core.collect import find_window
+    from relex_core.collect import known_window
     from relex_kfp.pipelines.trigger import targets
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     act = {"kfp": targets.kfp, "vertex": targets.vertex}[target]
-    click.echo(act(spec, find_window(spec)))
+    click.echo(act(spec, known_window(spec)))
 
 
 @main.command("status")

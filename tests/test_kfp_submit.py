@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,13 +18,15 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from click.testing import CliRunner, Result
 from fake_pipelines import FakeApi, fake_api
 from kfp_support import make_spec, scripted_run, spec_data
 
-from relex_core.collect import find_window
+from relex_core.collect import collect, find_window
 from relex_core.errors import DataError, SpecError, StorageError
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, open_store
+from relex_kfp.__main__ import main
 from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, compile_pipeline
 from relex_kfp.pipelines.relex_pipeline.profiles import Settings
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, kfp_state, submit_kfp
@@ -130,6 +133,29 @@ def test_two_processes_submit_once(api: FakeApi, spec: RunSpec, tmp_path: Path) 
     api.states[run["run_id"]] = {"state": "RUNNING"}
     printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
     assert json.loads(printed) == {"run": run["run_id"], "state": "RUNNING", "message": "", "ended": False}
+
+
+@pytest.fixture
+def command_line(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`python -m relex_kfp COMMAND ... SPEC OPTIONS` in this process, for the cluster that `api` imitates."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.url)
+    monkeypatch.setenv("RELEX_PIPELINE", str(KUBERNETES))
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps({**spec_data(), "run_root": "run"}))
+    return lambda *command, options=(): CliRunner().invoke(main, [*command, str(file), *options])
+
+
+def test_a_collected_window_stays_submitted_when_the_trainer_deletes_its_steps(
+    api: FakeApi, spec: RunSpec, tmp_path: Path, command_line: Callable[..., Result]
+) -> None:
+    first = command_line("submit", "kfp")
+    assert first.exit_code == 0, first.output
+    collect(spec)  # as the run that was submitted does
+    for step in (2, 4, 6, 8):
+        shutil.rmtree(tmp_path / f"trajectory/global_step_{step}")
+        again = command_line("submit", "kfp")
+        assert (again.exit_code, again.stdout) == (0, first.stdout), again.output
+    assert len(api.made["runs"]) == 1
 
 
 @pytest.mark.parametrize(
