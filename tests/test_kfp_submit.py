@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,41 @@ def test_the_schedule_is_made_once_and_never_catches_up(api: FakeApi, spec: RunS
     assert made["runtime_config"]["parameters"] == {"spec": spec.model_dump_json(), "shards": 3}
     with pytest.raises(SpecError, match="has 5 fields"):
         schedule(spec, KUBERNETES, cluster, cron="*/10 * * * *")
+
+
+def test_another_schedule_of_the_same_spec_is_refused(api: FakeApi, spec: RunSpec, tmp_path: Path) -> None:
+    cluster, other = Cluster(api.url), tmp_path / "other.yaml"
+    compile_pipeline("kubernetes", Settings("relex@sha256:" + "1" * 64), other)
+    first = schedule(spec, KUBERNETES, cluster)
+    for again in (
+        partial(schedule, spec, KUBERNETES, cluster, cron="0 0 * * * *"),
+        partial(schedule, spec, KUBERNETES, cluster, shards=3),
+        partial(schedule, spec, other, cluster),
+        partial(schedule, spec, KUBERNETES, Cluster(api.url, service_account="other")),
+    ):
+        with pytest.raises(SpecError, match="scheduled already, with other settings") as refused:
+            again()
+        assert first in refused.value.where
+    assert schedule(spec, KUBERNETES, cluster) == first
+    assert len(api.made["recurringruns"]) == 1
+
+
+@pytest.mark.parametrize("name", ["spec.json", "relex-kubernetes-resources.yaml", "renamed.txt"])
+def test_only_a_compiled_pipeline_is_scheduled_or_submitted(
+    name: str,
+    api: FakeApi,
+    spec: RunSpec,
+    tmp_path: Path,
+    command_line: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copy(KUBERNETES, tmp_path / "renamed.txt")
+    shutil.copy(COMPILED / "relex-kubernetes-resources.yaml", tmp_path)
+    monkeypatch.setenv("RELEX_PIPELINE", str(tmp_path / name))
+    scheduled = command_line("schedule", options=["--pipeline", str(tmp_path / name)])
+    for done in (scheduled, command_line("submit", "kfp")):
+        assert (done.exit_code, "SpecError: no compiled pipeline" in done.output) == (2, True), done.output
+    assert not api.made["recurringruns"] and not api.made["runs"]
 
 
 def test_what_is_no_compiled_pipeline_is_refused(spec: RunSpec, tmp_path: Path) -> None:
