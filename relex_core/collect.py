@@ -2,7 +2,7 @@
 
     observed steps -> which are the window? complete? the same tensors? -> window.json
 
-No weight is read and nothing here imports torch, so a sensor can ask `find_window` as often as it likes.
+No weight is read and nothing here imports torch, so a sensor can ask `known_window` as often as it likes.
 """
 
 from __future__ import annotations
@@ -101,6 +101,20 @@ def refuse_other_run(spec: RunSpec) -> RunSpec | None:
             next_step="use another --out, or delete that directory if it is not needed any more",
         )
     return old
+
+
+def known_window(spec: RunSpec) -> WindowManifest:
+    """The window as it was collected; while it is not, as it stands now. Writes nothing.
+
+    A trainer may delete steps of a collected window, and it is the same window still: what is done once for each window
+    has to ask here.
+
+    Raises:
+        WindowNotReady: the window is not complete yet.
+        WindowError, DataError: a checkpoint is refused, or window.json is no manifest.
+    """
+    collected = exists(open_store(spec.run_root), layout.WINDOW)
+    return load_manifest(spec.run_root) if collected else find_window(spec)
 
 
 def find_window(spec: RunSpec) -> WindowManifest:

@@ -28,7 +28,7 @@ from relex_core.capture import capture_step, is_captured, refuse_other_training
 from relex_core.checkpoints.layouts import StepFolder
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.claim import Claim, ClaimLost
-from relex_core.collect import claim_run_directory, find_window
+from relex_core.collect import claim_run_directory, known_window
 from relex_core.errors import (
     AccessDenied,
     CheckpointChanged,
@@ -151,7 +151,7 @@ def _look(spec: RunSpec, claim: Claim, news: _News | None, clock: _Clock) -> Win
         claim.require()
         clock.reset()
         _capture(spec, step)
-    return find_window(spec)
+    return known_window(spec)
 
 
 class _News:

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from relex_core.cli.options import refuse_unused
 from relex_core.errors import SpecError, WindowNotReady, exit_on_error
 from relex_core.extras import install
 from relex_core.spec import RunSpec, load_spec, spec_from_json
@@ -50,6 +51,15 @@ def _spec(_context: click.Context, _parameter: click.Parameter, value: str) -> R
         return spec_from_json(sys.stdin.read(), where="stdin") if value == "-" else load_spec(value)
 
 
+def _yaml_file(_context: click.Context, _parameter: click.Parameter, value: str) -> Path:
+    path = Path(value)
+    if path.suffix not in (".yaml", ".yml"):
+        raise click.BadParameter(f"{value!r} does not end in .yaml; Kubeflow goes by that")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(path.parent)!r}")
+    return path
+
+
 spec_argument = click.argument("spec", callback=_spec)
 
 
@@ -62,16 +72,21 @@ spec_argument = click.argument("spec", callback=_spec)
 @click.option("--secret", default="", help="Kubernetes secret with key.json of a Google service account.")
 @click.option("--parallelism", type=click.IntRange(min=1), default=8, show_default=True, help="Candidates at once.")
 @click.option("--resources", is_flag=True, help="As Pipeline and PipelineVersion resources.")
-@click.option("--out", type=click.Path(dir_okay=False), default="relex-pipeline.yaml", show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False), callback=_yaml_file, default="relex-pipeline.yaml", show_default=True
+)
 @command
-def compile_command(profile: str, parallelism: int, resources: bool, out: str, **settings: Any) -> None:
+def compile_command(profile: str, parallelism: int, resources: bool, out: Path, **settings: Any) -> None:
     """Write the pipeline as one YAML file to upload."""
     from relex_kfp.pipelines.relex_pipeline.compile import compile_pipeline, refuse_floating_image
-    from relex_kfp.pipelines.relex_pipeline.profiles import Settings
+    from relex_kfp.pipelines.relex_pipeline.profiles import RESOURCES, USED_BY, Settings
 
+    for option, profiles in {**USED_BY, "resources": RESOURCES}.items():
+        if profile not in profiles:
+            refuse_unused(f"--profile {' or '.join(profiles)}", option)
     refuse_floating_image(settings["image"])
     refuse_floating_image(settings["gpu_image"] or settings["image"])
-    compile_pipeline(profile, Settings(**settings), Path(out), resources=resources, parallelism=parallelism)
+    compile_pipeline(profile, Settings(**settings), out, resources=resources, parallelism=parallelism)
     click.echo(out)
 
 
@@ -107,12 +122,12 @@ def submit_command(target: str, spec: RunSpec) -> None:
 
     Settings come from the environment (docs/kubeflow.md).
     """
-    from relex_core.collect import find_window
+    from relex_core.collect import known_window
     from relex_kfp.pipelines.trigger import targets
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     act = {"kfp": targets.kfp, "vertex": targets.vertex}[target]
-    click.echo(act(spec, find_window(spec)))
+    click.echo(act(spec, known_window(spec)))
 
 
 @main.command("status")

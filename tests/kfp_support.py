@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,9 @@ def result_files(run: Path, uri: str = "") -> dict[str, bytes]:
     outcome["checkpoint_uri"] = outcome["checkpoint_uri"].removeprefix(uri or str(run))
     data["published.json"] = json.dumps({k: v for k, v in outcome.items() if k != "spec_digest"}).encode()
     return data
+
+
+def named(places: Sequence[str]) -> str:
+    """What a stage reads or writes, as the docs say it."""
+    keys = ("base", "trajectory", "questions")
+    return ", ".join(place if place in keys else f"`{place}`" for place in places) or "nothing"

@@ -6,19 +6,22 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from google.protobuf import json_format
 from kfp.components import load_component_from_file
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
 from relex_core.stages import BY_NAME
+from relex_kfp.__main__ import main
 from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, DEFAULTS, compile_all, compile_pipeline
-from relex_kfp.pipelines.relex_pipeline.profiles import PROFILES, Settings
+from relex_kfp.pipelines.relex_pipeline.profiles import PROFILES, USED_BY, Settings
 
 FILES = sorted(COMPILED.glob("*.yaml"))
 PIPELINES = [path for path in FILES if "resources" not in path.name]
@@ -195,6 +198,39 @@ def test_the_command_line_compiles(tmp_path: Path) -> None:
     strictly(out)
     accelerator = executors(out)["exec-evaluate"]["container"]["resources"]["accelerator"]
     assert accelerator["resourceType"] == accelerator.get("type", accelerator["resourceType"]) == "NVIDIA_A100_80GB"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_setting_means_something_to_the_profiles_that_are_said_to_use_it(profile: str, tmp_path: Path) -> None:
+    def compiled(**settings: Any) -> str:
+        compile_pipeline(profile, Settings(image=IMAGE, **settings), tmp_path / "pipeline.yaml")
+        return (tmp_path / "pipeline.yaml").read_text()
+
+    plain, settings = compiled(), {"gpu_image": IMAGE[::-1], "gpu_type": "h100", "gpu_count": 2, "secret": "key"}
+    assert {*settings} == {*USED_BY} == {field.name for field in fields(Settings)} - {"image"}
+    used = {name for name, value in settings.items() if compiled(**{name: value}) != plain}
+    assert used == {name for name, profiles in USED_BY.items() if profile in profiles}
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "message"),
+    [
+        ("gke", ["--secret", "abc"], "--secret needs --profile kubernetes"),
+        ("kubernetes", ["--gpu-type", "nvidia-l4"], "--gpu-type needs --profile gke or vertex"),
+        ("processes", ["--gpu-count", "2"], "--gpu-count needs --profile kubernetes or gke or vertex"),
+        ("vertex", ["--resources"], "--resources needs --profile kubernetes or gke"),
+        ("vertex", ["--out", "relex.txt"], "'relex.txt' does not end in .yaml"),
+        ("vertex", ["--out", "relex.json"], "'relex.json' does not end in .yaml"),
+        ("vertex", ["--out", "nowhere/relex.yaml"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_an_option_that_would_be_ignored_or_an_output_that_cannot_be_is_bad_usage(
+    profile: str, options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["compile", "--profile", profile, "--image", IMAGE, *options])
+    assert (done.exit_code, list(tmp_path.iterdir())) == (2, []), done.output
+    assert message in done.output
 
 
 @pytest.mark.parametrize("image", ["relex:latest", "relex@sha256:0123", ""])

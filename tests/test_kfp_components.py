@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from kfp import dsl
-from kfp_support import make_spec, result_files, scripted_run, spec_data
+from kfp_support import make_spec, named, result_files, scripted_run, spec_data
 
 from relex_core import cli, layout
 from relex_core.collect import collect
@@ -181,6 +181,9 @@ def test_every_component_has_its_page(name: str) -> None:
     resources, retries = stage.resources, int(found[5].replace("no", "0"))
     said = (int(found[2]), int(found[3]), int(found[4]), retries)
     assert said == (resources.cpu, resources.memory, stage.minutes, stage.retries), "README.md and stages.py differ"
+    own = BY_NAME.get(name)  # notify and outcome have a stage's pod, and only look at what publish wrote
+    reads, writes = (own.reads, own.writes) if own else ((layout.PUBLISHED,), ())
+    assert f"\nPermissions: reads {named(reads)}; writes {named(writes)} (" in page, "README.md and stages.py differ"
 
 
 # The stages that the pipeline added to relex_core.

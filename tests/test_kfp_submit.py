@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,19 +12,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import yaml
+from click.testing import CliRunner, Result
 from fake_pipelines import FakeApi, fake_api
 from kfp_support import make_spec, scripted_run, spec_data
 
-from relex_core.collect import find_window
+from relex_core.collect import collect, find_window
 from relex_core.errors import DataError, SpecError, StorageError
 from relex_core.spec import RunSpec
 from relex_core.storage import Store, open_store
+from relex_kfp.__main__ import main
 from relex_kfp.pipelines.relex_pipeline.compile import COMPILED, compile_pipeline
 from relex_kfp.pipelines.relex_pipeline.profiles import Settings
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, kfp_state, submit_kfp
@@ -130,6 +134,29 @@ def test_two_processes_submit_once(api: FakeApi, spec: RunSpec, tmp_path: Path) 
     api.states[run["run_id"]] = {"state": "RUNNING"}
     printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
     assert json.loads(printed) == {"run": run["run_id"], "state": "RUNNING", "message": "", "ended": False}
+
+
+@pytest.fixture
+def command_line(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`python -m relex_kfp COMMAND ... SPEC OPTIONS` in this process, for the cluster that `api` imitates."""
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.url)
+    monkeypatch.setenv("RELEX_PIPELINE", str(KUBERNETES))
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps({**spec_data(), "run_root": "run"}))
+    return lambda *command, options=(): CliRunner().invoke(main, [*command, str(file), *options])
+
+
+def test_a_collected_window_stays_submitted_when_the_trainer_deletes_its_steps(
+    api: FakeApi, spec: RunSpec, tmp_path: Path, command_line: Callable[..., Result]
+) -> None:
+    first = command_line("submit", "kfp")
+    assert first.exit_code == 0, first.output
+    collect(spec)  # as the run that was submitted does
+    for step in (2, 4, 6, 8):
+        shutil.rmtree(tmp_path / f"trajectory/global_step_{step}")
+        again = command_line("submit", "kfp")
+        assert (again.exit_code, again.stdout) == (0, first.stdout), again.output
+    assert len(api.made["runs"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -291,6 +318,41 @@ def test_the_schedule_is_made_once_and_never_catches_up(api: FakeApi, spec: RunS
     assert made["runtime_config"]["parameters"] == {"spec": spec.model_dump_json(), "shards": 3}
     with pytest.raises(SpecError, match="has 5 fields"):
         schedule(spec, KUBERNETES, cluster, cron="*/10 * * * *")
+
+
+def test_another_schedule_of_the_same_spec_is_refused(api: FakeApi, spec: RunSpec, tmp_path: Path) -> None:
+    cluster, other = Cluster(api.url), tmp_path / "other.yaml"
+    compile_pipeline("kubernetes", Settings("relex@sha256:" + "1" * 64), other)
+    first = schedule(spec, KUBERNETES, cluster)
+    for again in (
+        partial(schedule, spec, KUBERNETES, cluster, cron="0 0 * * * *"),
+        partial(schedule, spec, KUBERNETES, cluster, shards=3),
+        partial(schedule, spec, other, cluster),
+        partial(schedule, spec, KUBERNETES, Cluster(api.url, service_account="other")),
+    ):
+        with pytest.raises(SpecError, match="scheduled already, with other settings") as refused:
+            again()
+        assert first in refused.value.where
+    assert schedule(spec, KUBERNETES, cluster) == first
+    assert len(api.made["recurringruns"]) == 1
+
+
+@pytest.mark.parametrize("name", ["spec.json", "relex-kubernetes-resources.yaml", "renamed.txt"])
+def test_only_a_compiled_pipeline_is_scheduled_or_submitted(
+    name: str,
+    api: FakeApi,
+    spec: RunSpec,
+    tmp_path: Path,
+    command_line: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copy(KUBERNETES, tmp_path / "renamed.txt")
+    shutil.copy(COMPILED / "relex-kubernetes-resources.yaml", tmp_path)
+    monkeypatch.setenv("RELEX_PIPELINE", str(tmp_path / name))
+    scheduled = command_line("schedule", options=["--pipeline", str(tmp_path / name)])
+    for done in (scheduled, command_line("submit", "kfp")):
+        assert (done.exit_code, "SpecError: no compiled pipeline" in done.output) == (2, True), done.output
+    assert not api.made["recurringruns"] and not api.made["runs"]
 
 
 def test_what_is_no_compiled_pipeline_is_refused(spec: RunSpec, tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_every_package_is_installed() -> None:
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
 
 
+def test_the_extra_kfp_takes_no_older_version_than_the_pipelines_are_compiled_and_run_with() -> None:
+    compiled = (ROOT / "pipelines/relex_pipeline/compiled/relex-processes.yaml").read_text()
+    version = re.search(r"^sdkVersion: kfp-(\d+\.\d+)\.", compiled, re.MULTILINE)
+    assert version
+    needs = PYPROJECT["project"]["optional-dependencies"]["kfp"]
+    assert needs == [f"{name}>={version[1]},<3" for name in ("kfp", "kfp-kubernetes")]
+
+
 def test_the_bare_install_is_light() -> None:
     heavy = {"torch", "numpy", "transformers", "scipy", "kfp", "apache-airflow", "vllm"}
     assert not heavy & {re.split(r"[<>=\[]", need)[0] for need in PYPROJECT["project"]["dependencies"]}

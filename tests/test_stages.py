@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from kfp_support import scripted_run, spec_data
+from kfp_support import named, scripted_run, spec_data
 
 from relex_core import layout
 from relex_core.stages import BY_NAME, STAGES, Stage
@@ -35,10 +35,6 @@ main(prog_name="relex")
 
 
 def row(stage: Stage) -> str:
-    def named(places: Sequence[str]) -> str:
-        keys = ("base", "trajectory", "questions")
-        return ", ".join(place if place in keys else f"`{place}`" for place in places) or "nothing"
-
     return f"| {stage.name} | {named(stage.reads)} | {named(stage.writes)} |"
 
 

@@ -136,6 +136,16 @@ def test_another_window_of_the_same_run_fires_again(trajectory: Path) -> None:
     assert ended(start(trajectory, "--then", "print"))["by_this_worker"]
 
 
+def test_a_collected_window_is_handed_on_though_the_trainer_deleted_its_steps(trajectory: Path) -> None:
+    spec = load_spec(trajectory / "spec.yaml")
+    window = collect(spec)
+    for step in STEPS[:2]:
+        shutil.rmtree(trajectory / f"checkpoint-{step}")
+    seen: list[object] = []
+    watch(spec, "test", lambda _, manifest: seen.append(manifest), WatchOptions(interval=0.1, timeout=1))
+    assert seen == [window]
+
+
 def test_a_killed_watcher_is_followed(trajectory: Path) -> None:
     hide(trajectory, 8)
     with watching(trajectory, "--then", "print") as first:

@@ -68,20 +68,17 @@ def build_dag(
         poke_seconds: between its first looks.
         soft_fail: an RL run that ends before its window is complete skips the run of the DAG, instead of failing it.
         params: of the form, in place of the usual ones.
-        options: of `airflow.sdk.DAG`.
+        options: of `airflow.sdk.DAG`, in place of the usual ones.
     """
     group = StageGroups(place, gcp_conn_id)
+    usual = {"catchup": False, "max_active_runs": 16, "doc_md": __doc__, "tags": ["relex"]}
     with DAG(
         dag_id,
         schedule=schedule,
         start_date=start_date or datetime(2026, 1, 1),
-        catchup=False,
-        max_active_runs=options.pop("max_active_runs", 16),
         params=dict(params or params_of(spec or {})),
         default_args={"retries": 2, "retry_delay": timedelta(seconds=30), **options.pop("default_args", {})},
-        doc_md=options.pop("doc_md", __doc__),
-        tags=options.pop("tags", ["relex"]),
-        **options,
+        **(usual | options),
     ) as dag:
         resolved = task(resolve_params, task_id="resolve", multiple_outputs=True, retries=0)()
         window = WindowSensor(

@@ -14,12 +14,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.collect import find_window
+from relex_core.collect import known_window
 from relex_core.errors import ObjectNotFound, RelexError, StorageError, WindowNotReady
-from relex_core.manifest import WindowManifest, load_manifest, spec_digest
+from relex_core.manifest import spec_digest
 from relex_core.publish import published
 from relex_core.spec import RunSpec
-from relex_core.storage import exists, join_uri, open_store
+from relex_core.storage import join_uri
 
 Verdict = Literal["ready", "done", "waiting", "unreachable", "refused"]
 
@@ -62,9 +62,9 @@ def judge(spec: RunSpec) -> Judgement:
         if outcome.spec_digest == spec_digest(spec):
             return Judgement(verdict="done", digest=outcome.window_digest, manifest=manifest)
         try:
-            window = _window(spec)
+            window = known_window(spec)
         except ObjectNotFound:  # a trainer deletes old steps while we read them; what never existed is refused below
-            window = _window(spec)
+            window = known_window(spec)
     except RelexError as error:
         return Judgement(verdict=verdict_of(error), message=f"{type(error).__name__}: {error}")
     return Judgement(verdict="ready", digest=window.digest, manifest=manifest)
@@ -76,11 +76,6 @@ def verdict_of(error: RelexError) -> Verdict:
         return "waiting"
     permanent = isinstance(error, (ObjectNotFound, PermissionError)) or not isinstance(error, StorageError)
     return "refused" if permanent else "unreachable"
-
-
-def _window(spec: RunSpec) -> WindowManifest:
-    collected = exists(open_store(spec.run_root), layout.WINDOW)
-    return load_manifest(spec.run_root) if collected else find_window(spec)
 
 
 def main() -> None:

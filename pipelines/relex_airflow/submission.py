@@ -45,19 +45,21 @@ def build_submission_dag(
         spec: as much of the spec as all runs share; shown in the form.
         gcp_conn_id: connection whose account reads the storage, and submits; None: application-default credentials.
         window_hours, outcome_hours: how long the two sensors wait.
-        options: of `airflow.sdk.DAG`.
+        options: of `airflow.sdk.DAG`, in place of the usual ones.
     """
     waiting = {"spec": RESOLVED, "poke_interval": poke_seconds, "gcp_conn_id": gcp_conn_id}
+    usual = {
+        "schedule": None,
+        "start_date": datetime(2026, 1, 1),
+        "catchup": False,
+        "params": params_of(spec or {}),
+        "doc_md": __doc__,
+        "tags": ["relex"],
+    }
     with DAG(
         dag_id,
-        schedule=options.pop("schedule", None),
-        start_date=options.pop("start_date", datetime(2026, 1, 1)),
-        catchup=False,
-        params=params_of(spec or {}),
-        default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
-        doc_md=__doc__,
-        tags=["relex"],
-        **options,
+        default_args={"retries": 2, "retry_delay": timedelta(seconds=30), **options.pop("default_args", {})},
+        **(usual | options),
     ) as dag:
         resolved = task(resolve_params, task_id="resolve", multiple_outputs=True, retries=0)()
         window = WindowSensor(task_id="wait_for_window", timeout=3600 * window_hours, **waiting)

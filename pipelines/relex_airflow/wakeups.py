@@ -71,21 +71,23 @@ def build_wakeup_dag(
         watcher: what else wakes it up, for example MessageQueueTrigger on a bucket's notifications; None: it looks at
             the storage every five minutes.
         gcp_conn_id: connection whose account reads the storage; None: application-default credentials.
-        options: of `airflow.sdk.DAG`.
+        options: of `airflow.sdk.DAG`, in place of the usual ones; the schedule is its own.
     """
     forms = [{name: param.value for name, param in params_of({}).items()} | dict(run) for run in runs]
     specs = [resolve(form).model_dump_json(exclude_defaults=True) for form in forms]
     trigger = watcher or AnyWindowTrigger(specs, gcp_conn_id=gcp_conn_id)
     woken = Asset(name=f"{dag_id}_wakeup", watchers=[AssetWatcher(name=f"{dag_id}_watcher", trigger=trigger)])
+    usual = {
+        "start_date": datetime(2026, 1, 1),
+        "catchup": False,
+        "max_active_runs": 1,
+        "doc_md": __doc__,
+        "tags": ["relex"],
+    }
     with DAG(
         dag_id,
         schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=[woken]),
-        start_date=options.pop("start_date", datetime(2026, 1, 1)),
-        catchup=False,
-        max_active_runs=1,
-        doc_md=__doc__,
-        tags=["relex"],
-        **options,
+        **(usual | options),
     ) as dag:
         TriggerDagRunOperator.partial(
             task_id="start", trigger_dag_id=starts, skip_when_already_exists=True, retries=2

@@ -70,6 +70,13 @@ def processes(task: dsl.PipelineTask, stage: Stage, settings: Settings) -> dsl.P
 
 
 PROFILES: Mapping[str, Profile] = {"kubernetes": generic, "gke": gke, "vertex": vertex, "processes": processes}
+USED_BY: Mapping[str, tuple[str, ...]] = {
+    "gpu_image": ("kubernetes", "gke", "vertex"),
+    "gpu_type": ("gke", "vertex"),
+    "gpu_count": ("kubernetes", "gke", "vertex"),
+    "secret": ("kubernetes",),
+}
+"""Profiles that a setting means something to; `image` does to all."""
 RESOURCES = ("kubernetes", "gke")
 """Profiles of clusters that may keep pipelines as resources of the Kubernetes API."""
 

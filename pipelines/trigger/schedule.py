@@ -11,6 +11,7 @@ from relex_core.errors import SpecError
 from relex_core.manifest import short_digest, spec_digest
 from relex_core.spec import RunSpec
 from relex_kfp.pipelines.trigger.kfp_api import Cluster, api_error, connect, experiment_id, named
+from relex_kfp.pipelines.trigger.submission import load_compiled
 
 EVERY_TEN_MINUTES = "0 */10 * * * *"
 FIELDS = 6
@@ -18,9 +19,10 @@ FIELDS = 6
 
 
 def schedule(spec: RunSpec, pipeline: Path, cluster: Cluster, *, cron: str = EVERY_TEN_MINUTES, shards: int = 1) -> str:
-    """Create the recurring run of one spec; one that exists already is left as it is.
+    """Create the recurring run of one spec, unless it exists already with the same settings.
 
-    At most one run at a time, and none for the times that were missed: each would find the same.
+    Its description says what it was made with, because Kubeflow keeps that as it is. At most one run at a time, and
+    none for the times that were missed: each would find the same.
 
     Args:
         pipeline: the compiled YAML.
@@ -30,28 +32,28 @@ def schedule(spec: RunSpec, pipeline: Path, cluster: Cluster, *, cron: str = EVE
         The id of the recurring run.
 
     Raises:
-        SpecError: the schedule or the pipeline is wrong.
+        SpecError: the schedule or the pipeline is wrong, or the spec has another schedule already.
         StorageError: the API failed.
     """
     if len(cron.split()) != FIELDS:
         raise SpecError(
             f"the schedule {cron!r} has {len(cron.split())} fields", expected=f"six, as in {EVERY_TEN_MINUTES!r}"
         )
-    if not pipeline.is_file():
-        raise SpecError(
-            "there is no compiled pipeline", where=str(pipeline), next_step="python -m relex_kfp compile ..."
-        )
+    load_compiled(pipeline)
+    asked = _description(spec, pipeline, cluster, cron, shards)
     name = f"relex-{short_digest([spec.run_root, spec_digest(spec)])}"
     try:
         client = connect(cluster)
         experiment = experiment_id(client, cluster)
         there = client.list_recurring_runs(experiment_id=experiment, filter=named(name)).recurring_runs or []
         for found in there:
+            if found.description != asked:
+                raise _other(cluster.host, str(found.recurring_run_id), str(found.description), asked)
             return str(found.recurring_run_id)
         made = client.create_recurring_run(
             experiment,
             name,
-            description=f"relex on {spec.trajectory}, T_cut {spec.window.t_cut}",
+            description=asked,
             cron_expression=cron,
             max_concurrency=1,
             no_catchup=True,
@@ -63,3 +65,24 @@ def schedule(spec: RunSpec, pipeline: Path, cluster: Cluster, *, cron: str = EVE
         return str(made.recurring_run_id)
     except (ApiException, HTTPError) as error:
         raise api_error(error, cluster.host) from error
+
+
+def _description(spec: RunSpec, pipeline: Path, cluster: Cluster, cron: str, shards: int) -> str:
+    settings = {
+        "cron": cron,
+        "shards": shards,
+        "pipeline": short_digest(pipeline.read_text(encoding="utf-8")),
+        "pipeline root": cluster.pipeline_root,
+        "service account": cluster.service_account,
+    }
+    given = ", ".join(f"{name} {value}" for name, value in settings.items() if value)
+    return f"relex on {spec.trajectory}, T_cut {spec.window.t_cut}: {given}"
+
+
+def _other(host: str, run: str, found: str, asked: str) -> SpecError:
+    return SpecError(
+        f"this spec is scheduled already, with other settings: {found}",
+        where=f"recurring run {run} of {host}",
+        expected=asked,
+        next_step="delete that recurring run in Kubeflow, then schedule again",
+    )

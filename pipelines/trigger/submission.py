@@ -39,17 +39,34 @@ def plan_submission(spec: RunSpec, manifest: WindowManifest, pipeline: Path, *, 
     Raises:
         SpecError: there is no such file, or it is no compiled pipeline.
     """
-    try:
-        compiled = next(yaml.load_all(pipeline.read_text(encoding="utf-8"), LOADER))
-        executors = compiled["deploymentSpec"]["executors"]
-        images = sorted({executor["container"]["image"] for executor in executors.values() if "container" in executor})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration) as error:
-        raise SpecError(
-            f"no compiled pipeline: {error!r}",
-            where=str(pipeline),
-            next_step="python -m relex_kfp compile --profile PROFILE --image IMAGE@sha256:DIGEST",
-        ) from None
+    compiled, images = load_compiled(pipeline)
     facts = {"run": spec.run_root, "window": manifest.digest, "spec": spec_digest(spec), "images": images}
     key = short_digest(facts)
     arguments = {"spec": spec.model_dump_json(), "shards": shards}
     return Submission(f"relex-{key}", pipeline, compiled, arguments, spec.run_root)
+
+
+def load_compiled(pipeline: Path) -> tuple[dict[str, Any], list[str]]:
+    """A compiled pipeline, and the images of its pods.
+
+    Raises:
+        SpecError: there is no such file, or it is no compiled pipeline.
+    """
+    try:
+        compiled = next(yaml.load_all(pipeline.read_text(encoding="utf-8"), LOADER))
+        executors = compiled["deploymentSpec"]["executors"]
+        images = sorted({executor["container"]["image"] for executor in executors.values() if "container" in executor})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, StopIteration, yaml.YAMLError) as error:
+        raise _not_compiled(pipeline, repr(error)) from None
+    if pipeline.suffix not in (".yaml", ".yml"):  # Kubeflow's client goes by the name
+        raise _not_compiled(pipeline, f"its name ends in {pipeline.suffix!r}")
+    return compiled, images
+
+
+def _not_compiled(pipeline: Path, why: str) -> SpecError:
+    return SpecError(
+        f"no compiled pipeline: {why}",
+        where=str(pipeline),
+        expected="a .yaml file that was compiled without --resources",
+        next_step="python -m relex_kfp compile --profile PROFILE --image IMAGE@sha256:DIGEST",
+    )

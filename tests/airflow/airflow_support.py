@@ -121,6 +121,16 @@ def states(home: Path) -> dict[str, str]:
         return dict(database.execute(query).fetchall())
 
 
+def events(home: Path) -> list[dict[str, Any]]:
+    """The `extra` of every event of the asset `relex_published`, oldest first."""
+    with closing(sqlite3.connect(home / "airflow.db")) as database:
+        found = database.execute(
+            "select asset_event.extra from asset_event join asset on asset.id = asset_event.asset_id"
+            " where asset.name = 'relex_published' order by asset_event.id"
+        )
+        return [json.loads(extra) for (extra,) in found.fetchall()]
+
+
 def in_relex(script: str, *arguments: str) -> str:
     """Run a script in the other environment; its output."""
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", str(ROOT))])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 from airflow_support import go_on, hold_back
 from test_sensor import T_CUT, folder, sensor, spec_of  # noqa: F401
 
+from relex_airflow.dag import build_dag
+from relex_airflow.places import Local
 from relex_airflow.submission import build_submission_dag
 from relex_airflow.wakeups import AnyWindowTrigger, build_wakeup_dag, due
 from relex_core.collect import collect
@@ -97,3 +102,29 @@ def test_the_woken_dag_starts_one_run_a_window(folder: Path) -> None:  # noqa: F
     start = dag.get_task("start")
     assert start.partial_kwargs["skip_when_already_exists"] is True
     assert start.partial_kwargs["trigger_dag_id"] == "relex"
+
+
+OPTIONS = {
+    "catchup": True,
+    "default_args": {"owner": "rl"},
+    "description": "ours",
+    "doc_md": "our own page",
+    "max_active_runs": 3,
+    "start_date": datetime(2026, 3, 1, tzinfo=timezone.utc),
+    "tags": {"rl"},
+}
+BUILDERS: dict[str, Callable[..., DAG]] = {
+    "stages": lambda **options: build_dag("relex", Local(python="/python"), **options),
+    "submission": lambda **options: build_submission_dag("relex", "kfp", "/python", {}, **options),
+    "wakeups": lambda **options: build_wakeup_dag("relex", [], **options),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_options_of_a_dag_take_the_place_of_the_usual_ones(name: str) -> None:
+    usual, ours = BUILDERS[name](), BUILDERS[name](**OPTIONS)
+    for option, value in OPTIONS.items():
+        found = getattr(ours, option)
+        assert found == (value if option != "default_args" else {**usual.default_args, "owner": "rl"}), option
+        assert found != getattr(usual, option), option
+    assert ours.task_ids == usual.task_ids

@@ -12,6 +12,7 @@ from airflow_support import (
     RELEX_PYTHON,
     ROOT,
     dags_test,
+    events,
     gives_what_relex_run_gives,
     go_on,
     hold_back,
@@ -49,6 +50,8 @@ def test_the_window_completes_while_the_sensor_is_deferred_and_a_candidate_is_pr
     outcome = json.loads((tmp_path / "run/published.json").read_text())
     assert (outcome["decision"], outcome["training_steps_saved"]) == ("promote", 12)
     assert (tmp_path / "run/report.html").stat().st_size
+    [event] = [event for event in events(airflow_home) if event["run"] == params["run_root"]]
+    assert event["decision"] == "promote" and event.items() <= {"run": params["run_root"], **outcome}.items()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     log = run_dag(airflow_home, params, tmp_path)
@@ -60,6 +63,7 @@ def test_the_window_completes_while_the_sensor_is_deferred_and_a_candidate_is_pr
         "skipped",
         "success",
     )
+    assert events(airflow_home)[-2:] == [event, event], "an outcome that is there already is told again"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
