@@ -1,4 +1,4 @@
-"""gate: is there anything to do? Listings and headers alone, so a schedule may ask often. Needs no extra."""
+"""gate: is there anything to do? Listings, headers and questions alone, so a schedule may ask often. Needs no extra."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Literal
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import SpecError, WindowNotReady
-from relex_core.manifest import spec_digest
-from relex_core.publish import published
+from relex_core.publish import finished_outcome
 from relex_core.spec import RunSpec
 from relex_core.storage import exists, open_store
 
@@ -19,7 +18,7 @@ class Gate:
     """What the gate saw."""
 
     state: Literal["ready", "not_ready", "done"]
-    """`done`: this spec's outcome is published already."""
+    """`done`: the outcome of this spec and its questions is published already."""
     message: str
 
 
@@ -39,8 +38,8 @@ def gate(spec: RunSpec) -> Gate:
             expected="evaluation: {select: {task: ...}, confirm: {task: ...}}",
             next_step="add the section; to only write candidates, use relex run",
         )
-    outcome = published(spec.run_root)
-    if outcome.spec_digest == spec_digest(spec):
+    outcome = finished_outcome(spec)
+    if outcome is not None:
         return Gate("done", f"{outcome.decision}: {outcome.candidate} is published in {spec.run_root}")
     if exists(open_store(spec.run_root), layout.WINDOW):
         return Gate("ready", f"the window is collected in {spec.run_root}")

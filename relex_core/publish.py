@@ -16,6 +16,7 @@ from relex_core.candidate import whole_candidates
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, load_manifest, spec_digest
+from relex_core.questions import questions_digest
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
 from relex_core.stored_json import read_stored
@@ -38,6 +39,8 @@ class Outcome(BaseModel):
     window_digest: str
     spec_digest: str
     """Of the spec that was decided on: another spec is not finished by this outcome."""
+    questions_digest: str
+    """Of the files of questions that were answered: nor are other questions."""
 
 
 NOTHING_YET = Outcome(
@@ -47,6 +50,7 @@ NOTHING_YET = Outcome(
     training_steps_saved=0,
     window_digest="",
     spec_digest="",
+    questions_digest="",
 )
 
 
@@ -60,8 +64,9 @@ def publish(run: str) -> Outcome:
 
     Raises:
         SpecError: the spec has no evaluation, so nothing ever will be decided.
-        WindowNotReady: nothing was decided yet; or by other rules, of another window, or without one of the candidates.
-        DataError: the promoted candidate's weights are gone.
+        WindowNotReady: nothing was decided yet; or by other rules, of another window, on other questions, or without
+            one of the candidates.
+        DataError: the promoted candidate's weights are gone, or a file of questions is.
     """
     from relex_core.decide import delete_losers, load_decision  # scipy
     from relex_core.evaluate import evaluation_of
@@ -79,6 +84,7 @@ def publish(run: str) -> Outcome:
         training_steps_saved=decision.training_steps_saved,
         window_digest=manifest.digest,
         spec_digest=spec_digest(spec),
+        questions_digest=decision.questions_digest,
     )
     if decision.decision == "not_ready":
         return outcome
@@ -98,8 +104,8 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
     from relex_core.evaluate import is_evaluated
 
     run = spec.run_root
-    outcome = published(run)
-    if (outcome.spec_digest, outcome.window_digest) != (spec_digest(spec), manifest.digest):
+    outcome = finished_outcome(spec)
+    if outcome is None or outcome.window_digest != manifest.digest:
         return None
     try:
         decision = load_decision(run)
@@ -112,7 +118,7 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
 
 
 def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: WindowManifest) -> None:
-    """What was decided of other candidates, or under other rules, says nothing of these; and deleting is for good."""
+    """What was decided of other candidates, questions or rules says nothing of these; and deleting is for good."""
     from relex_core.decide import rules_digest
     from relex_core.evaluate.candidates import written_candidates
 
@@ -121,6 +127,7 @@ def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: Wind
     other = {
         "the spec has other rules": decision.rules_digest != rules_digest(spec),
         "it is of another window": decision.window_digest != manifest.digest,
+        "the questions are others now": decision.questions_digest != questions_digest(spec),
         f"{', '.join(unknown)} took no part in it": bool(unknown),
     }
     reasons = [reason for reason, holds in other.items() if holds]
@@ -128,9 +135,21 @@ def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: Wind
         raise WindowNotReady(
             f"the decision is out of date: {'; '.join(reasons)}",
             where=join_uri(run, layout.DECISION),
-            expected="a decision by this spec, of this window and these candidates",
+            expected="a decision by this spec, of this window, these questions and these candidates",
             next_step=f"relex evaluate {run}, then relex decide {run}",
         )
+
+
+def finished_outcome(spec: RunSpec) -> Outcome | None:
+    """The outcome that is published, if it is the one of this spec and of its questions as they are now.
+
+    Raises:
+        DataError: published.json is not one, or a file of questions is not there.
+    """
+    outcome = published(spec.run_root)
+    if outcome.spec_digest != spec_digest(spec) or outcome.questions_digest != questions_digest(spec):
+        return None
+    return outcome
 
 
 def published(run: str) -> Outcome:

@@ -331,5 +331,11 @@ def test_the_key_changes_with_all_that_later_stages_read(folder: Path) -> None:
     assert work.candidates == ("relex-step00020-scale1.00", "relex-step00040-scale1.00")
     other = make_spec(folder, decision={"min_gain": 0.1})
     assert plan_work(other, manifest, 3).key != work.key
+    questions = folder / "confirm.jsonl"
+    before = questions.read_text()
+    questions.write_text(before.replace('"answer": "0"', '"answer": "zero"'))
+    assert plan_work(spec, manifest, 3).key != work.key
+    questions.write_text(before)
+    assert plan_work(spec, manifest, 3).key == work.key
     (folder / "run/window.json").unlink()
     assert plan_work(spec, collect(spec), 3).key != work.key, "of a directory that was deleted nothing is there"

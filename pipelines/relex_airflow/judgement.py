@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import ObjectNotFound, RelexError, StorageError, WindowNotReady
-from relex_core.manifest import WindowManifest, load_manifest, spec_digest
-from relex_core.publish import published
+from relex_core.manifest import WindowManifest, load_manifest
+from relex_core.publish import finished_outcome
 from relex_core.spec import RunSpec
 from relex_core.storage import exists, join_uri, open_store
 
@@ -33,8 +33,8 @@ class Judgement(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     verdict: Verdict
-    """`done`: the outcome of this very spec is published. `waiting`, and `unreachable` (the storage failed), may pass;
-    `refused` does not."""
+    """`done`: the outcome of this very spec and its questions is published. `waiting`, and `unreachable` (the storage
+    failed), may pass; `refused` does not."""
     message: str = ""
     """Why, in relex's own words; empty when the window is complete."""
     digest: str = ""
@@ -58,8 +58,7 @@ def judge(spec: RunSpec) -> Judgement:
     """
     manifest = join_uri(spec.run_root, layout.WINDOW)
     try:
-        outcome = published(spec.run_root)
-        if outcome.spec_digest == spec_digest(spec):
+        if (outcome := finished_outcome(spec)) is not None:
             return Judgement(verdict="done", digest=outcome.window_digest, manifest=manifest)
         try:
             window = _window(spec)

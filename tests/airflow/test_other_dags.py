@@ -17,6 +17,7 @@ from relex_airflow.submission import build_submission_dag
 from relex_airflow.wakeups import AnyWindowTrigger, build_wakeup_dag, due
 from relex_core.collect import collect
 from relex_core.manifest import spec_digest
+from relex_core.questions import questions_digest
 
 
 def form(folder: Path) -> dict[str, Any]:  # noqa: F811
@@ -48,6 +49,7 @@ def test_the_outcome_is_waited_for(folder: Path) -> None:  # noqa: F811
     trigger = deferred(made)
     outcome = {"decision": "keep_observed", "candidate": "last_observed", "checkpoint_uri": "/x"}
     outcome |= {"training_steps_saved": 0, "window_digest": "sha256:1", "spec_digest": spec_digest(spec)}
+    outcome |= {"questions_digest": questions_digest(spec)}
     (folder / "run/published.json").write_text(json.dumps(outcome))
     assert made.resume_execution("resumed", {"event": fired(trigger)}, {})["verdict"] == "done"
 
