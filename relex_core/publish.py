@@ -57,7 +57,7 @@ NOTHING_YET = Outcome(
 def publish(run: str) -> Outcome:
     """Delete the losers' weights, as `candidates.keep` says, and write RUN/published.json.
 
-    While the verdict is `not_ready` nothing is deleted and nothing is written.
+    While the verdict is `not_ready` nothing is deleted and nothing is written; the answer is `NOTHING_YET`.
 
     Args:
         run: the run directory (path or URI).
@@ -76,6 +76,8 @@ def publish(run: str) -> Outcome:
     evaluation_of(spec, run)
     decision = load_decision(run)
     _refuse_outdated(run, decision, spec, manifest)
+    if decision.decision == "not_ready":
+        return NOTHING_YET
     promoted = decision.decision == "promote"
     outcome = Outcome(
         decision=decision.decision,
@@ -86,8 +88,6 @@ def publish(run: str) -> Outcome:
         spec_digest=spec_digest(spec),
         questions_digest=decision.questions_digest,
     )
-    if decision.decision == "not_ready":
-        return outcome
     deleted = delete_losers(run, decision)
     changed = published(run) != outcome
     if changed:
