@@ -8,7 +8,10 @@ from typing import Literal
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import SpecError, WindowNotReady
+from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.publish import finished_outcome
+from relex_core.questions import questions_digest
+from relex_core.recipes import refuse_without_candidates
 from relex_core.spec import RunSpec
 from relex_core.storage import exists, open_store
 
@@ -28,8 +31,9 @@ def gate(spec: RunSpec) -> Gate:
     A window that is collected already counts as complete: the trainer may have deleted its checkpoints since.
 
     Raises:
-        SpecError: the spec has no evaluation section, so a pipeline that ends with a decision cannot run it.
-        WindowError, DataError: a checkpoint is refused; waiting does not help.
+        SpecError: the spec has no evaluation section, so a pipeline that ends with a decision cannot run it; or it asks
+            for no candidate.
+        WindowError, DataError: a checkpoint is refused, or a file of questions is not there; waiting does not help.
     """
     if spec.evaluation is None:
         raise SpecError(
@@ -42,9 +46,22 @@ def gate(spec: RunSpec) -> Gate:
     if outcome is not None:
         return Gate("done", f"{outcome.decision}: {outcome.candidate} is published in {spec.run_root}")
     if exists(open_store(spec.run_root), layout.WINDOW):
+        refuse_undecidable(spec, load_manifest(spec.run_root))
         return Gate("ready", f"the window is collected in {spec.run_root}")
     try:
         manifest = find_window(spec)
     except WindowNotReady as error:
         return Gate("not_ready", str(error))
+    refuse_undecidable(spec, manifest)
     return Gate("ready", f"the window is complete: {len(manifest.steps)} steps up to {manifest.steps[-1]}")
+
+
+def refuse_undecidable(spec: RunSpec, manifest: WindowManifest) -> None:
+    """Refuse what could never be decided, before hours of reading.
+
+    Raises:
+        SpecError: the spec asks for no candidate.
+        DataError: a file of questions is not there, or is not the one whose digest the spec gives.
+    """
+    refuse_without_candidates(spec, manifest)
+    questions_digest(spec)

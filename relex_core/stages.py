@@ -20,9 +20,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
+from relex_core.errors import SpecError
 from relex_core.manifest import WindowManifest, digest_of
 from relex_core.questions import questions_digest
-from relex_core.recipes import recipes_of
+from relex_core.recipes import recipes_of, refuse_without_candidates
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
 
@@ -217,8 +218,12 @@ def plan_work(spec: RunSpec, manifest: WindowManifest, shards: int) -> Work:
     was deleted and collected again nothing is there, though its digests are the same.
 
     Raises:
+        SpecError: there are fewer shards than one, or nothing to decide between.
         DataError: a file of questions is not there.
     """
+    if shards < 1:
+        raise SpecError(f"the fit cannot be split into {shards} parts", where="shards", expected="1 or more")
+    refuse_without_candidates(spec, manifest)
     generation = open_store(spec.run_root).stat(layout.WINDOW).generation
     facts = {"window": manifest.digest, "spec": spec.model_dump(mode="json"), "generation": generation}
     facts |= {"questions": questions_digest(spec)}

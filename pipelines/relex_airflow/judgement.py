@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import layout
 from relex_core.collect import find_window
 from relex_core.errors import ObjectNotFound, RelexError, StorageError, WindowNotReady
+from relex_core.gate import refuse_undecidable
 from relex_core.manifest import WindowManifest, load_manifest
 from relex_core.publish import finished_outcome
 from relex_core.spec import RunSpec
@@ -64,6 +65,7 @@ def judge(spec: RunSpec) -> Judgement:
             window = _window(spec)
         except ObjectNotFound:  # a trainer deletes old steps while we read them; what never existed is refused below
             window = _window(spec)
+        refuse_undecidable(spec, window)
     except RelexError as error:
         return Judgement(verdict=verdict_of(error), message=f"{type(error).__name__}: {error}")
     return Judgement(verdict="ready", digest=window.digest, manifest=manifest)
