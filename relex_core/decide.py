@@ -22,6 +22,7 @@ from relex_core.evaluate.evidence import Comparison, Evidence
 from relex_core.evaluate.results import EvalResult
 from relex_core.evaluate.verdict import judge
 from relex_core.manifest import digest_of
+from relex_core.questions import answered_digest
 from relex_core.spec import EvaluationSpec, RunSpec, load_spec_of
 from relex_core.storage import absolute_uri, join_uri, open_store, write_bytes
 from relex_core.stored_json import load_stored
@@ -150,6 +151,9 @@ def _decision(evidence: Evidence, evaluation: EvaluationSpec, spec: RunSpec) -> 
         cost=cost_of(spec.cost, saved, pipeline_seconds(evidence.store)),
         window_digest=evidence.window_digest,
         rules_digest=rules_digest(spec),
+        questions_digest=answered_digest(
+            evaluation, {f"{r.task}-{r.split}": r.key["task"]["sha256"] for r in evidence.results}
+        ),
         candidates={candidate.name: candidate.digest for candidate in evidence.written},
     )
 

@@ -18,7 +18,7 @@ def run_kfp_local(spec: RunSpec, *, shards: int = 1) -> int:
         shards: processes that fit at the same time.
 
     Returns:
-        Its exit status: 0 decided, 1 a step failed, 3 the window is not complete or nothing could be decided yet.
+        Its exit status: as of `relex run`, but 1 for a step that failed after the gate.
 
     Raises:
         SpecError: Kubeflow's library is not installed.

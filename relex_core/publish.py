@@ -19,6 +19,7 @@ from relex_core.checkpoints.checkpoint import SINGLE_FILE
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, load_manifest, spec_digest
+from relex_core.questions import questions_digest
 from relex_core.spec import RunSpec, load_spec_of
 from relex_core.storage import PATCH_SUFFIX, absolute_uri, exists, join_uri, open_store, write_bytes
 from relex_core.stored_json import read_stored
@@ -43,6 +44,8 @@ class Outcome(BaseModel):
     window_digest: str
     spec_digest: str
     """Of the spec that was decided on: another spec is not finished by this outcome."""
+    questions_digest: str
+    """Of the files of questions that were answered: nor are other questions."""
 
 
 NOTHING_YET = Outcome(
@@ -52,6 +55,7 @@ NOTHING_YET = Outcome(
     training_steps_saved=0,
     window_digest="",
     spec_digest="",
+    questions_digest="",
 )
 
 
@@ -59,15 +63,17 @@ def publish(run: str) -> Outcome:
     """Delete the losers' weights, as `candidates.keep` says, write out a captured step that is kept, and write
     RUN/published.json.
 
-    While the verdict is `not_ready` nothing is deleted and nothing is written.
+    While the verdict is `not_ready` nothing is deleted and nothing is written; the answer is `NOTHING_YET`.
 
     Args:
         run: the run directory (path or URI).
 
     Raises:
         SpecError: the spec has no evaluation, so nothing ever will be decided.
-        WindowNotReady: nothing was decided yet; or by other rules, of another window, or without one of the candidates.
-        DataError: the promoted candidate's weights are gone; or the captured step is no longer what was collected.
+        WindowNotReady: nothing was decided yet; or by other rules, of another window, on other questions, or without
+            one of the candidates.
+        DataError: the promoted candidate's weights or a file of questions are gone; or the captured step is no longer
+            what was collected.
     """
     from relex_core.decide import delete_losers, load_decision  # scipy
     from relex_core.evaluate import evaluation_of
@@ -77,6 +83,8 @@ def publish(run: str) -> Outcome:
     evaluation_of(spec, run)
     decision = load_decision(run)
     _refuse_outdated(run, decision, spec, manifest)
+    if decision.decision == "not_ready":
+        return NOTHING_YET
     outcome = Outcome(
         decision=decision.decision,
         candidate=decision.candidate,
@@ -84,13 +92,12 @@ def publish(run: str) -> Outcome:
         training_steps_saved=decision.training_steps_saved,
         window_digest=manifest.digest,
         spec_digest=spec_digest(spec),
+        questions_digest=decision.questions_digest,
     )
-    if decision.decision == "not_ready":
-        return outcome
-    deleted = delete_losers(run, decision)
     changed = published(run) != outcome
     if outcome.checkpoint_uri == join_uri(run, layout.LAST_OBSERVED) and (changed or not _written_out(run)):
         _write_out(manifest, outcome.checkpoint_uri)
+    deleted = delete_losers(run, decision)
     if changed:
         write_bytes(open_store(run), layout.PUBLISHED, outcome.model_dump_json(indent=1).encode())
     if changed or deleted:
@@ -99,8 +106,7 @@ def publish(run: str) -> Outcome:
 
 
 def _folder_to_use(run: str, decision: Decision, manifest: WindowManifest) -> str:
-    if decision.decision == "not_ready":
-        return ""
+    """What the outcome names; a captured step, which only relex reads, is written out first."""
     if decision.decision == "promote":
         return join_uri(run, layout.candidate(decision.candidate))
     observed = manifest.last_observed.uri
@@ -128,8 +134,8 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
     from relex_core.evaluate import is_evaluated
 
     run = spec.run_root
-    outcome = published(run)
-    if (outcome.spec_digest, outcome.window_digest) != (spec_digest(spec), manifest.digest):
+    outcome = finished_outcome(spec)
+    if outcome is None or outcome.window_digest != manifest.digest:
         return None
     try:
         decision = load_decision(run)
@@ -144,7 +150,7 @@ def finished_decision(spec: RunSpec, manifest: WindowManifest) -> Decision | Non
 
 
 def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: WindowManifest) -> None:
-    """What was decided of other candidates, or under other rules, says nothing of these; and deleting is for good."""
+    """What was decided of other candidates, questions or rules says nothing of these; and deleting is for good."""
     from relex_core.decide import rules_digest
     from relex_core.evaluate.candidates import written_candidates
 
@@ -153,6 +159,7 @@ def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: Wind
     other = {
         "the spec has other rules": decision.rules_digest != rules_digest(spec),
         "it is of another window": decision.window_digest != manifest.digest,
+        "the questions are others now": decision.questions_digest != questions_digest(spec),
         f"{', '.join(unknown)} took no part in it": bool(unknown),
     }
     reasons = [reason for reason, holds in other.items() if holds]
@@ -160,9 +167,21 @@ def _refuse_outdated(run: str, decision: Decision, spec: RunSpec, manifest: Wind
         raise WindowNotReady(
             f"the decision is out of date: {'; '.join(reasons)}",
             where=join_uri(run, layout.DECISION),
-            expected="a decision by this spec, of this window and these candidates",
+            expected="a decision by this spec, of this window, these questions and these candidates",
             next_step=f"relex evaluate {run}, then relex decide {run}",
         )
+
+
+def finished_outcome(spec: RunSpec) -> Outcome | None:
+    """The outcome that is published, if it is the one of this spec and of its questions as they are now.
+
+    Raises:
+        DataError: published.json is not one, or a file of questions is not there.
+    """
+    outcome = published(spec.run_root)
+    if outcome.spec_digest != spec_digest(spec) or outcome.questions_digest != questions_digest(spec):
+        return None
+    return outcome
 
 
 def published(run: str) -> Outcome:

@@ -20,8 +20,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
+from relex_core.errors import SpecError
 from relex_core.manifest import WindowManifest, digest_of
-from relex_core.recipes import recipes_of
+from relex_core.questions import questions_digest
+from relex_core.recipes import recipes_of, refuse_without_candidates
 from relex_core.spec import RunSpec
 from relex_core.storage import open_store
 
@@ -78,11 +80,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("gate", ("gate", "{spec}"), (*WEIGHTS, layout.WINDOW, layout.PUBLISHED), (), SMALL, minutes=30),
+    Stage("gate", ("gate", "{spec}"), (*WEIGHTS, "questions", *RECORD, layout.PUBLISHED), (), SMALL, minutes=30),
     Stage(
         "collect",
         ("collect", "{spec}", "--out", "{run}"),
-        reads=(*WEIGHTS, *RECORD, layout.EVENTS),
+        reads=(*WEIGHTS, "questions", *RECORD, layout.EVENTS),
         writes=(*RECORD, layout.EVENTS),
         resources=SMALL,
         minutes=60,
@@ -170,7 +172,7 @@ STAGES = (
         "publish",
         ("publish", "{run}"),
         reads=(
-            *("base", f"{layout.CAPTURED}/", *RECORD, "candidates/", f"{layout.LAST_OBSERVED}/"),
+            *("base", f"{layout.CAPTURED}/", "questions", *RECORD, "candidates/", f"{layout.LAST_OBSERVED}/"),
             *(layout.DECISION, layout.PUBLISHED, layout.EVENTS),
         ),
         writes=("candidates/", f"{layout.LAST_OBSERVED}/", layout.PUBLISHED, layout.EVENTS),
@@ -215,11 +217,19 @@ class Work(BaseModel):
 def plan_work(spec: RunSpec, manifest: WindowManifest, shards: int) -> Work:
     """The parts of a run that can go on in parallel.
 
-    The key holds the digests of window and spec, and the generation of window.json: of a run directory that was deleted
-    and collected again nothing is there, though its digests are the same.
+    The key holds the digests of window, spec and questions, and the generation of window.json: of a run directory that
+    was deleted and collected again nothing is there, though its digests are the same.
+
+    Raises:
+        SpecError: there are fewer shards than one, or nothing to decide between.
+        DataError: a file of questions is not there.
     """
+    if shards < 1:
+        raise SpecError(f"the fit cannot be split into {shards} parts", where="shards", expected="1 or more")
+    refuse_without_candidates(spec, manifest)
     generation = open_store(spec.run_root).stat(layout.WINDOW).generation
     facts = {"window": manifest.digest, "spec": spec.model_dump(mode="json"), "generation": generation}
+    facts |= {"questions": questions_digest(spec)}
     return Work(
         key=digest_of(facts),
         shards=tuple(f"{number}/{shards}" for number in range(1, shards + 1)),

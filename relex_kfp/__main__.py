@@ -100,14 +100,18 @@ def run_local_command(spec: RunSpec, shards: int, pipeline_root: str | None) -> 
 
     SPEC is a file, or - for JSON on standard input.
     """
+    from relex_core.gate import gate
     from relex_kfp.pipelines.local_run import run_local
 
+    seen = gate(spec)  # here as well, because kfp.local tells of a step that failed, but not of its exit status
     with redirect_stdout(sys.stderr):
         outputs = run_local(
             spec, shards=shards, pipeline_root=Path(pipeline_root).absolute() if pipeline_root else None
         )
     click.echo(json.dumps(asdict(outputs)))
-    if outputs.decision == "not_ready":
+    if (
+        seen.state == outputs.decision == "not_ready"
+    ):  # a verdict that time-outs could turn is a verdict, as in relex run
         raise WindowNotReady(
             "nothing is decided", where=spec.run_root, next_step="see the log above, and try again later"
         )

@@ -64,6 +64,15 @@ def make_spec(folder: Path, run: str = "run", **sections: Any) -> RunSpec:
     return resolve_spec(spec_data(**sections), where="spec", folder=folder, out=str(folder / run))
 
 
+def undecided(folder: Path) -> dict[str, Any]:
+    """Sections of a spec whose verdict is `not_ready`; processes must be able to import what lies in `folder`."""
+    grader = "def grade(completion, answer):\n    return 'timeout' if int(answer) % 2 else completion == answer\n"
+    (folder / "slow_grader.py").write_text(grader)
+    evaluation = spec_data()["evaluation"]
+    evaluation["confirm"]["task"]["grader"] = "slow_grader:grade"
+    return {"evaluation": evaluation}
+
+
 def upload(folder: Path, uri: str) -> None:
     """Copy what a folder holds to below `uri`."""
     store = open_store(uri)

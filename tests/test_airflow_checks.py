@@ -99,6 +99,21 @@ def test_a_stage_that_left_nothing_is_found_out(spec: RunSpec) -> None:
     assert set(check_stage(spec.run_root, BY_NAME["merge_fit"], digest=digest)) == {"digest", layout.FIT}
 
 
+@pytest.mark.parametrize("collected", [False, True])
+def test_what_can_never_be_decided_is_refused(spec: RunSpec, tmp_path: Path, collected: bool) -> None:
+    if collected:
+        collect(spec)
+    splits = {name: {"task": {"name": name, "file": f"{name}.jsonl"}} for name in ("select", "confirm")}
+    (tmp_path / "select.jsonl").touch()
+    seen = judge(make_spec(tmp_path, t_cut=3, evaluation=splits))
+    assert (seen.verdict, "the file of task confirm is not there" in seen.message) == ("refused", True)
+    (tmp_path / "confirm.jsonl").touch()
+    assert judge(make_spec(tmp_path, t_cut=3, evaluation=splits)).verdict == "ready"
+    nothing = {"scales": [], "baselines": ["last_observed"]}
+    seen = judge(make_spec(tmp_path, t_cut=3, evaluation=splits, candidates=nothing))
+    assert (seen.verdict, "asks for no candidate" in seen.message) == ("refused", True)
+
+
 def test_results_of_another_window_are_found_out(spec: RunSpec) -> None:
     digest = collect(spec).digest
     put(spec, layout.candidate("a") + "/relex.json", {"window_digest": "sha256:other"})

@@ -36,6 +36,7 @@ ORDER = (
     "yaml_text",
     "spec",
     "manifest",
+    "questions",
     "checkpoints",
     "events",
     "observe",

@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from kfp_support import make_spec, scripted_run
+from kfp import dsl
+from kfp_support import make_spec, scripted_run, undecided
+from test_kfp_components import component
 from urllib3.util import Retry
 
 from relex_core.errors import SpecError, StorageError, WindowNotReady
@@ -91,6 +93,28 @@ def test_what_cannot_be_sent_is_an_error(decided: RunSpec, receiver: Receiver, t
     receiver.answers = [503] * 3
     with pytest.raises(StorageError):
         notify(decided.run_root, receiver.url, b"shared", retries=QUICK)
+
+
+def test_nothing_is_told_of_a_run_that_is_not_decided(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of one that published before, under another spec, nor of one that never did."""
+    monkeypatch.setenv("RELEX_WEBHOOK_SECRET", "shared")
+    monkeypatch.syspath_prepend(tmp_path)
+    tell = component("notify")
+    assert tell(run=str(tmp_path / "run"), decision="not_ready", url=receiver.url) == ""
+    run_all(make_spec(scripted_run(tmp_path, candidates=0.9, last_observed=0.3)))
+    before = published(str(tmp_path / "run"))
+    undecided_run = run_all(make_spec(tmp_path, **undecided(tmp_path)))
+    assert undecided_run.decision is not None and undecided_run.decision.decision == "not_ready"
+    outcome = component("publish")(
+        run=str(tmp_path / "run"), key="", decision="", page="", outcome=dsl.Artifact(uri=str(tmp_path / "outcome"))
+    )
+    assert tuple(outcome) == ("not_ready", "", 0)
+    assert published(str(tmp_path / "run")) == before
+    assert tell(run=str(tmp_path / "run"), decision=outcome.decision, url=receiver.url) == ""
+    assert not receiver.got
+    assert tell(run=str(tmp_path / "run"), decision="promote", url=receiver.url) and receiver.got
 
 
 def test_the_sample_compiles(tmp_path: Path) -> None:

@@ -222,6 +222,37 @@ def test_another_spec_is_not_done_by_an_old_outcome(folder: Path) -> None:
     assert gate(make_spec(folder, decision={"min_gain": 0.1})).state == "ready"
 
 
+NOTHING_TO_DECIDE = {"scales": [], "baselines": ["last_observed"]}
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_what_can_never_be_decided_is_refused_before_hours_of_reading(folder: Path, collected: bool) -> None:
+    spec, without = make_spec(folder), make_spec(folder, candidates=NOTHING_TO_DECIDE)
+    if collected:
+        collect(spec)
+    with pytest.raises(SpecError, match="asks for no candidate"):
+        gate(without)
+    (folder / "confirm.jsonl").unlink()
+    with pytest.raises(DataError, match="the file of task confirm is not there"):
+        gate(spec)
+    other = {**spec_data()["evaluation"], "select": {"task": {"name": "a", "file": "select.jsonl", "sha256": "0" * 64}}}
+    with pytest.raises(DataError, match="the file of task a is another one"):
+        gate(make_spec(folder, evaluation=other))
+
+
+def test_work_that_leads_nowhere_is_not_planned(folder: Path) -> None:
+    spec = make_spec(folder)
+    manifest = collect(spec)
+    for shards in (0, -2):
+        with pytest.raises(SpecError, match=f"cannot be split into {shards} parts"):
+            plan_work(spec, manifest, shards)
+    with pytest.raises(SpecError, match="asks for no candidate"):
+        plan_work(make_spec(folder, candidates=NOTHING_TO_DECIDE), manifest, 1)
+    (folder / "select.jsonl").unlink()
+    with pytest.raises(DataError, match="the file of task select is not there"):
+        plan_work(spec, manifest, 1)
+
+
 def test_gate_on_the_command_line(folder: Path) -> None:
     (folder / "spec.json").write_text(json.dumps(spec_data()))
     (folder / "later.json").write_text(json.dumps(spec_data(window={"t_cut": 40})))
@@ -353,5 +384,11 @@ def test_the_key_changes_with_all_that_later_stages_read(folder: Path) -> None:
     assert work.candidates == ("relex-step00020-scale1.00", "relex-step00040-scale1.00")
     other = make_spec(folder, decision={"min_gain": 0.1})
     assert plan_work(other, manifest, 3).key != work.key
+    questions = folder / "confirm.jsonl"
+    before = questions.read_text()
+    questions.write_text(before.replace('"answer": "0"', '"answer": "zero"'))
+    assert plan_work(spec, manifest, 3).key != work.key
+    questions.write_text(before)
+    assert plan_work(spec, manifest, 3).key == work.key
     (folder / "run/window.json").unlink()
     assert plan_work(spec, collect(spec), 3).key != work.key, "of a directory that was deleted nothing is there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from gcs.server import fake_gcs, new_bucket  # noqa: F401
-from kfp_support import make_spec, result_files, scripted_run, sections_on_gcs, spec_data, upload
+from kfp_support import make_spec, result_files, scripted_run, sections_on_gcs, spec_data, undecided, upload
 
 from relex_core.collect import collect
 from relex_core.publish import published
@@ -41,15 +42,25 @@ def test_a_window_that_is_not_complete_is_green_and_nothing_is_done(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_fails_fails_the_pipeline_with_its_message(tmp_path: Path) -> None:
+def test_what_the_gate_refuses_has_the_status_of_relex_run(tmp_path: Path) -> None:
     scripted_run(tmp_path, candidates=0.9, last_observed=0.3)
     weights = tmp_path / "trajectory/global_step_4/actor/huggingface/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     done = relex(tmp_path, "--out", str(tmp_path / "run"))
-    assert (done.returncode, executed(done)) == (1, ["gate"])
+    assert (done.returncode, executed(done)) == (4, []), "as relex run"
     assert "WindowError: incomplete checkpoints below a later one:" in done.stderr
     assert "  - step 4: " in done.stderr
-    assert "PipelineFailed: the pipeline failed" in done.stderr
+
+
+WRONG = {"no evaluation": {"evaluation": None}, "no candidates": {"candidates": {"scales": [], "baselines": []}}}
+
+
+@pytest.mark.parametrize("sections", WRONG.values(), ids=WRONG)
+def test_a_spec_that_leads_to_no_decision_is_bad_usage(tmp_path: Path, sections: dict[str, Any]) -> None:
+    scripted_run(tmp_path, candidates=0.9, last_observed=0.3)
+    done = relex(tmp_path, "--out", str(tmp_path / "run"), **sections)
+    assert (done.returncode, executed(done)) == (2, [])
+    assert done.stderr.startswith("SpecError: the spec ") and "Traceback" not in done.stderr
 
 
 def test_later_steps_do_not_run_after_one_that_failed(tmp_path: Path) -> None:
@@ -60,6 +71,7 @@ def test_later_steps_do_not_run_after_one_that_failed(tmp_path: Path) -> None:
     done = relex(tmp_path, "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "CheckpointChanged: " in done.stderr
+    assert "PipelineFailed: the pipeline failed" in done.stderr
     assert not {"merge-fit", "forecast", "extrapolate", "decide", "publish"} & set(executed(done))
     assert not (tmp_path / "run/fit/fit.json").exists()
 
@@ -87,6 +99,20 @@ def test_the_pipeline_makes_what_relex_run_makes(
     again = relex(tmp_path, "--out", str(tmp_path / "run"), "--json")
     assert (again.returncode, executed(again)) == (0, ["gate", "outcome"])
     assert json.loads(again.stdout) == printed
+
+
+@pytest.mark.slow
+def test_a_verdict_that_is_not_ready_has_the_status_of_relex_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_run(tmp_path, candidates=0.9, last_observed=0.3)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    sections = undecided(tmp_path)
+    done = relex(tmp_path, "--out", str(tmp_path / "run"), "--json", **sections)
+    assert json.loads(done.stdout)["decision"] == "not_ready", done.stderr[-4000:]
+    command = [sys.executable, "-m", "relex_core", "run", str(tmp_path / "spec.json"), "--out", str(tmp_path / "run")]
+    here = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == here.returncode == 0
 
 
 @pytest.mark.slow

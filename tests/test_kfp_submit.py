@@ -180,7 +180,7 @@ def test_a_watch_refuses_missing_settings_before_it_waits(
 
 
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)
-def test_another_spec_or_other_code_is_another_submission(
+def test_another_spec_other_questions_or_other_code_are_another_submission(
     submit: Target, kind: str, api: FakeApi, spec: RunSpec, tmp_path: Path
 ) -> None:
     submit(api, spec)
@@ -189,6 +189,10 @@ def test_another_spec_or_other_code_is_another_submission(
     compile_pipeline("vertex" if kind == "jobs" else "kubernetes", Settings("relex@sha256:" + "1" * 64), other)
     submit(api, spec, other)
     assert len(api.made[kind]) == 3
+    questions = tmp_path / "confirm.jsonl"
+    questions.write_text(questions.read_text().replace('"answer": "0"', '"answer": "zero"'))
+    submit(api, spec)
+    assert len(api.made[kind]) == 4
 
 
 @pytest.mark.parametrize(("submit", "kind"), TARGETS)

@@ -26,7 +26,7 @@ from relex_core.extrapolate import extrapolate
 from relex_core.fit import FitArtifact
 from relex_core.gate import gate
 from relex_core.manifest import WindowManifest
-from relex_core.publish import publish, published
+from relex_core.publish import NOTHING_YET, publish, published
 from relex_core.run import run
 from relex_core.storage import Store, open_store, write_bytes
 
@@ -81,6 +81,40 @@ def test_a_run_whose_only_candidate_holds_ends_with_a_decision(folder: Path) -> 
 def corrected_answers(folder: Path) -> None:
     questions = folder / "select.jsonl"
     questions.write_text(questions.read_text().replace('"answer": "0"', '"answer": "zero"'))
+
+
+def other_answers(folder: Path, split: str) -> None:
+    """What was wrong is right now: the candidates' lead over the last observed checkpoint turns around."""
+    rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps({**row, "answer": "x"}) + "\n" for row in rows))
+
+
+def test_an_outcome_of_other_questions_is_none(folder: Path) -> None:
+    spec = make_spec(folder)
+    run(spec)
+    (folder / "confirm.jsonl").touch()
+    assert gate(spec).state == "done", "only what the files hold counts"
+    other_answers(folder, "confirm")
+    assert gate(spec).state == "ready"
+    with pytest.raises(WindowNotReady, match="out of date: the questions are others now"):
+        publish(spec.run_root)
+    assert (published(spec.run_root).decision, weights(folder)) == ("promote", [WON])
+    run(spec)
+    assert (published(spec.run_root).decision, weights(folder)) == ("keep_observed", [])
+    assert gate(spec).state == "done"
+
+
+@pytest.mark.parametrize("split", ["select", "confirm"])
+def test_nothing_is_deleted_after_a_decision_on_other_questions(folder: Path, split: str) -> None:
+    spec = make_spec(folder, candidates={"target_steps": [20, 40], "keep": "all"})
+    run(spec)
+    (folder / "run/published.json").unlink()
+    collect(make_spec(folder))
+    other_answers(folder, split)
+    with pytest.raises(WindowNotReady, match="out of date: the questions are others now"):
+        publish(spec.run_root)
+    assert published(spec.run_root) == NOTHING_YET
+    assert weights(folder) == [WON, LOST]
 
 
 @pytest.mark.parametrize(

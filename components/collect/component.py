@@ -26,7 +26,8 @@ def collect(
 
     Returns:
         run: URI of the run directory.
-        key: changes with window, spec and run directory; as an input of later steps it keeps their caches honest.
+        key: changes with window, spec, questions and run directory; as an input of later steps it keeps their caches
+            honest.
         shards: "1/3", "2/3", "3/3", for the fit.
         candidates: names of the candidates to write and measure.
         references: what is measured, but not written.

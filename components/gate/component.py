@@ -16,7 +16,7 @@ def gate(
     run_root: str = "",
     t_cut: int = 0,
 ) -> NamedTuple("Outputs", [("ready", bool), ("state", str), ("spec", str), ("run", str)]):
-    """Look whether the window is complete and not decided on yet. Reads listings and headers; writes nothing.
+    """Look whether the window is complete and not decided on yet. Reads listings, headers, questions; writes nothing.
 
     Never cached: the answer changes while the inputs stay.
 
@@ -30,7 +30,7 @@ def gate(
 
     Returns:
         ready: go on; else there is nothing to do.
-        state: "ready", "not_ready" (wait), or "done" (the outcome is published already).
+        state: "ready", "not_ready" (wait), or "done" (the outcome of these questions is published already).
         spec: the resolved spec as JSON, for the steps that follow.
         run: URI of the run directory.
     """

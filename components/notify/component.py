@@ -11,16 +11,20 @@ def notify(run: str, decision: str, url: str) -> str:
 
     Args:
         run: URI of the run directory.
-        decision: output of the pipeline; here only so that Kubeflow waits for it.
+        decision: output of the pipeline; nothing is sent while it is "not_ready": what lies there is an older
+            outcome.
         url: of the receiver.
 
     Returns:
-        The delivery's id: the same outcome is the same delivery, however often it is sent.
+        The delivery's id: the same outcome is the same delivery, however often it is sent. Empty if nothing was sent.
     """
     import os
 
     from relex_core.errors import exit_on_error
     from relex_core.notify import notify as send
 
+    if decision == "not_ready":
+        print("nothing is decided, so nothing is sent")
+        return ""
     with exit_on_error():
         return send(run, url, os.environ.get("RELEX_WEBHOOK_SECRET", "").encode())

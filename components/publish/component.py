@@ -24,7 +24,8 @@ def publish(run: str, key: str, decision: str, page: str, outcome: dsl.Output[ds
 
     Returns:
         decision: "promote", "keep_observed" or "not_ready".
-        checkpoint_uri: folder of the checkpoint to use: the winner, or the last observed one.
+        checkpoint_uri: folder of the checkpoint to use: the winner, or the last observed one; empty while nothing is
+            decided.
         training_steps_saved: target step minus last observed step if promoted, else 0.
     """
     from collections import namedtuple

@@ -28,7 +28,7 @@ from relex_airflow.places import Place
 from relex_airflow.sensors import WindowSensor
 from relex_airflow.tasks import (
     BRANCHES,
-    PUBLISHED,
+    OUTLET,
     RESOLVED,
     candidate_names,
     claim,
@@ -107,7 +107,7 @@ def build_dag(
         outcome = task(
             tell_outcome,
             task_id="outcome",
-            outlets=[PUBLISHED],
+            outlets=[OUTLET],
             trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         )(gcp_conn_id)
 

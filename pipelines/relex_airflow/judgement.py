@@ -14,10 +14,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
-from relex_core.collect import known_window
+from relex_core.collect import known_window, refuse_other_run
 from relex_core.errors import ObjectNotFound, RelexError, StorageError, WindowNotReady
-from relex_core.manifest import spec_digest
-from relex_core.publish import published
+from relex_core.gate import refuse_undecidable
+from relex_core.publish import finished_outcome
 from relex_core.spec import RunSpec
 from relex_core.storage import join_uri
 
@@ -33,8 +33,8 @@ class Judgement(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     verdict: Verdict
-    """`done`: the outcome of this very spec is published. `waiting`, and `unreachable` (the storage failed), may pass;
-    `refused` does not."""
+    """`done`: the outcome of this very spec and its questions is published. `waiting`, and `unreachable` (the storage
+    failed), may pass; `refused` does not."""
     message: str = ""
     """Why, in relex's own words; empty when the window is complete."""
     digest: str = ""
@@ -58,13 +58,14 @@ def judge(spec: RunSpec) -> Judgement:
     """
     manifest = join_uri(spec.run_root, layout.WINDOW)
     try:
-        outcome = published(spec.run_root)
-        if outcome.spec_digest == spec_digest(spec):
+        refuse_other_run(spec)
+        if (outcome := finished_outcome(spec)) is not None:
             return Judgement(verdict="done", digest=outcome.window_digest, manifest=manifest)
         try:
             window = known_window(spec)
         except ObjectNotFound:  # a trainer deletes old steps while we read them; what never existed is refused below
             window = known_window(spec)
+        refuse_undecidable(spec, window)
     except RelexError as error:
         return Judgement(verdict=verdict_of(error), message=f"{type(error).__name__}: {error}")
     return Judgement(verdict="ready", digest=window.digest, manifest=manifest)

@@ -19,7 +19,7 @@ from relex_airflow.operators import LocalStage
 from relex_airflow.outcomes import OutcomeSensor, Target
 from relex_airflow.params import params_of
 from relex_airflow.sensors import WindowSensor
-from relex_airflow.tasks import PUBLISHED, RESOLVED, SPEC, claim, resolve_params, tell_outcome
+from relex_airflow.tasks import OUTLET, RESOLVED, SPEC, claim, resolve_params, tell_outcome
 
 SUBMITTED = "{{ ti.xcom_pull(task_ids='submit') }}"
 
@@ -84,7 +84,7 @@ def build_submission_dag(
             **waiting,
         )
         outcome = task(
-            tell_outcome, task_id="outcome", outlets=[PUBLISHED], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+            tell_outcome, task_id="outcome", outlets=[OUTLET], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
         )(gcp_conn_id)
         chain(resolved, window, started, submit, decided, outcome)
         started >> outcome  # type: ignore[operator]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import Asset, get_current_context
+from airflow.sdk import Asset, AssetAlias, get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
 from relex_airflow.checks import read_json
@@ -14,13 +14,15 @@ from relex_core import layout
 from relex_core.collect import claim_run_directory
 from relex_core.errors import SpecError
 from relex_core.manifest import load_manifest
-from relex_core.publish import published
+from relex_core.publish import NOTHING_YET, finished_outcome
 from relex_core.spec import RunSpec
 from relex_core.stages import Work, plan_work
 
 RESOLVED = "{{ ti.xcom_pull(task_ids='resolve', key='spec') }}"
 PUBLISHED = Asset(name="relex_published", uri="relex://published")
 """An event when a run of the DAG has its outcome, which is in the event's `extra`."""
+OUTLET = AssetAlias(name="relex_published")
+"""Of the task `outcome`: every success of a task is an event of its assets, but of an alias only those that it adds."""
 
 RUN = "{{ ti.xcom_pull(task_ids='resolve', key='run') }}"
 SPEC = f"{RUN}/{layout.SPEC}"
@@ -39,12 +41,12 @@ def resolve_params() -> dict[str, str]:
 
 def claim(gcp_conn_id: str | None, goes_on: str = "collect.run") -> str:
     """Claim the run directory, and go on; or end with the outcome, if this spec's is published already."""
-    pull = get_current_context()["ti"].xcom_pull
-    if pull(task_ids="wait_for_window")["verdict"] == "done":
+    seen = get_current_context()["ti"].xcom_pull(task_ids="wait_for_window")
+    if seen["verdict"] == "done":
         return "outcome"
     try:
         with google_credentials(gcp_conn_id):
-            claim_run_directory(RunSpec.model_validate_json(pull(task_ids="resolve", key="spec")))
+            claim_run_directory(_spec())
     except SpecError as error:  # another spec's
         raise AirflowFailException(f"SpecError: {error}") from error
     return goes_on
@@ -61,10 +63,9 @@ def candidate_names(gcp_conn_id: str | None) -> list[str]:
 
 
 def _planned(gcp_conn_id: str | None) -> Work:
-    context = get_current_context()
-    spec = RunSpec.model_validate_json(context["ti"].xcom_pull(task_ids="resolve", key="spec"))
+    spec = _spec()
     with google_credentials(gcp_conn_id):
-        return plan_work(spec, load_manifest(spec.run_root), context["params"]["shards"])
+        return plan_work(spec, load_manifest(spec.run_root), get_current_context()["params"]["shards"])
 
 
 def follow_decision(gcp_conn_id: str | None) -> str:
@@ -74,11 +75,18 @@ def follow_decision(gcp_conn_id: str | None) -> str:
 
 
 def tell_outcome(gcp_conn_id: str | None) -> dict[str, Any]:
-    """Which checkpoint to use: RUN/published.json."""
+    """Which checkpoint to use: RUN/published.json. One of another spec or other questions is none, and no event."""
+    spec = _spec()
     with google_credentials(gcp_conn_id):
-        found = published(_run()).model_dump(exclude={"spec_digest"})
-    get_current_context()["outlet_events"][PUBLISHED].extra = {"run": _run(), **found}
-    return found
+        found = finished_outcome(spec)
+    told = (found or NOTHING_YET).model_dump(exclude={"spec_digest", "questions_digest"})
+    if found is not None:
+        get_current_context()["outlet_events"][OUTLET].add(PUBLISHED, extra={"run": spec.run_root, **told})
+    return told
+
+
+def _spec() -> RunSpec:
+    return RunSpec.model_validate_json(get_current_context()["ti"].xcom_pull(task_ids="resolve", key="spec"))
 
 
 def _run() -> str:

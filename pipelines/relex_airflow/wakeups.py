@@ -1,9 +1,9 @@
 """The event-driven DAG: for many RL runs whose windows complete at unknown times, without a waiting task for each.
 
 Events are wake-ups, never the record: they may get lost, or come twice. Every run of this DAG lists anew which windows
-are complete and not decided on yet, and starts a run of the main DAG for each, under a name that follows from window
-and spec: whatever woke it up, and however often, there is one. A time-table wakes it up as well, so a lost event costs
-time and nothing else.
+are complete and not decided on yet, and starts a run of the main DAG for each, under a name that follows from window,
+spec and questions: whatever woke it up, and however often, there is one. A time-table wakes it up as well, so a lost
+event costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from relex_airflow.judgement import judge
 from relex_airflow.params import params_of, resolve
 from relex_airflow.triggers import WindowTrigger
 from relex_core.manifest import short_digest, spec_digest
+from relex_core.questions import questions_digest
 from relex_core.spec import RunSpec
 
 
@@ -96,7 +97,7 @@ def build_wakeup_dag(
 
 
 def due(forms: Sequence[Mapping[str, Any]], gcp_conn_id: str | None = None) -> list[dict[str, Any]]:
-    """The runs to start: their parameters, and a name that is the same for the same window and spec."""
+    """The runs to start: their parameters, and a name that is the same for the same window, spec and questions."""
     found = []
     with google_credentials(gcp_conn_id):
         for form in forms:
@@ -109,5 +110,5 @@ def due(forms: Sequence[Mapping[str, Any]], gcp_conn_id: str | None = None) -> l
 
 
 def _name(spec: RunSpec, window: str) -> str:
-    facts = {"run": spec.run_root, "spec": spec_digest(spec), "window": window}
+    facts = {"run": spec.run_root, "spec": spec_digest(spec), "window": window, "questions": questions_digest(spec)}
     return f"relex-{short_digest(facts)}"

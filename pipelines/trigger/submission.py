@@ -10,6 +10,7 @@ import yaml
 
 from relex_core.errors import SpecError
 from relex_core.manifest import WindowManifest, short_digest, spec_digest
+from relex_core.questions import questions_digest
 from relex_core.spec import RunSpec
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -33,14 +34,17 @@ class Submission:
 def plan_submission(spec: RunSpec, manifest: WindowManifest, pipeline: Path, *, shards: int = 1) -> Submission:
     """The submission of one complete window.
 
-    Its key is a digest of run directory, window, spec and the pipeline's images: the same window is submitted once, and
-    again only for another spec or other code. Where the images have no digest, their names count.
+    Its key is a digest of run directory, window, spec, questions and the pipeline's images: the same window is
+    submitted once, and again only for another spec, corrected questions or other code. Where the images have no digest,
+    their names count.
 
     Raises:
         SpecError: there is no such file, or it is no compiled pipeline.
+        DataError: a file of questions is not there.
     """
     compiled, images = load_compiled(pipeline)
     facts = {"run": spec.run_root, "window": manifest.digest, "spec": spec_digest(spec), "images": images}
+    facts |= {"questions": questions_digest(spec)}
     key = short_digest(facts)
     arguments = {"spec": spec.model_dump_json(), "shards": shards}
     return Submission(f"relex-{key}", pipeline, compiled, arguments, spec.run_root)

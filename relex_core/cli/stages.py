@@ -194,4 +194,5 @@ def publish(run: str, as_json: bool) -> None:
     from relex_core.publish import publish as publish_run
 
     outcome = publish_run(run)
-    show(outcome.model_dump(mode="json"), lambda: f"{outcome.decision}: {outcome.checkpoint_uri}", as_json)
+    what = outcome.checkpoint_uri or "nothing is published"
+    show(outcome.model_dump(mode="json"), lambda: f"{outcome.decision}: {what}", as_json)

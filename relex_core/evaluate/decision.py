@@ -129,6 +129,8 @@ class Decision(BaseModel):
     window_digest: str
     rules_digest: str
     """Of the spec's sections evaluation, decision and cost."""
+    questions_digest: str
+    """Of the files of questions that were answered."""
     candidates: dict[str, str]
     """All that took part, by name: digest of their relex.json, and so of their weights."""
 

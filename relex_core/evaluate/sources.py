@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from relex_core.errors import DataError, ObjectNotFound, SpecError, StorageError
+from relex_core.errors import DataError, SpecError, StorageError
 from relex_core.extras import install
+from relex_core.questions import read_questions
 from relex_core.spec import FieldsSpec, GeneratedSpec, HubSpec, TaskSpec
-from relex_core.storage import open_store, read_bytes, split_uri
 
 NotBlank = Annotated[str, StringConstraints(pattern=r"\S")]
 
@@ -52,26 +52,12 @@ def read_items(spec: TaskSpec, taken: Collection[str]) -> tuple[list[Item], str]
 
 def _from_file(spec: TaskSpec) -> tuple[list[Item], str]:
     """JSONL; blank lines are skipped."""
-    file = spec.file or ""
-    folder, name = split_uri(file)
-    try:
-        data = read_bytes(open_store(folder), name)
-    except ObjectNotFound:
-        raise DataError(
-            f"the file of task {spec.name} is not there", where=file, next_step="correct evaluation.*.task.file"
-        ) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if spec.sha256 not in (None, digest):
-        raise DataError(
-            f"the file of task {spec.name} is another one",
-            where=file,
-            expected=f"sha256 {spec.sha256}; it has {digest}",
-            next_step="restore the file, or correct evaluation.*.task.sha256",
-        )
+    data, digest = read_questions(spec)
     items = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
-            items.append(_item(_json(line, f"{file}, line {number}"), spec.fields, number, f"{file}, line {number}"))
+            where = f"{spec.file}, line {number}"
+            items.append(_item(_json(line, where), spec.fields, number, where))
     return items, digest
 
 

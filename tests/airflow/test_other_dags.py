@@ -22,11 +22,14 @@ from relex_airflow.submission import build_submission_dag
 from relex_airflow.wakeups import AnyWindowTrigger, build_wakeup_dag, due
 from relex_core.collect import collect
 from relex_core.manifest import spec_digest
+from relex_core.questions import questions_digest
 
 
 def form(folder: Path) -> dict[str, Any]:  # noqa: F811
-    """Parameters of a run of the main DAG; the questions are never read here."""
-    splits = {name: {"task": {"name": name, "file": f"/q/{name}.jsonl"}} for name in ("select", "confirm")}
+    """Parameters of a run of the main DAG; of the questions only their bytes count here."""
+    splits = {name: {"task": {"name": name, "file": str(folder / f"{name}.jsonl")}} for name in ("select", "confirm")}
+    for name in splits:
+        (folder / f"{name}.jsonl").touch()
     spec = spec_of(folder)
     places = {"base": spec.base, "trajectory": spec.trajectory, "run_root": spec.run_root}
     return {**places, "t_cut": T_CUT, "shards": 1, "spec": {"evaluation": splits}}
@@ -53,6 +56,7 @@ def test_the_outcome_is_waited_for(folder: Path) -> None:  # noqa: F811
     trigger = deferred(made)
     outcome = {"decision": "keep_observed", "candidate": "last_observed", "checkpoint_uri": "/x"}
     outcome |= {"training_steps_saved": 0, "window_digest": "sha256:1", "spec_digest": spec_digest(spec)}
+    outcome |= {"questions_digest": questions_digest(spec)}
     (folder / "run/published.json").write_text(json.dumps(outcome))
     assert made.resume_execution("resumed", {"event": fired(trigger)}, {})["verdict"] == "done"
 
@@ -68,6 +72,10 @@ def test_what_is_due_is_listed_anew_and_always_has_the_same_name(folder: Path) -
     assert due([form(folder)]) == [one]
     [other] = due([{**form(folder), "spec": {**form(folder)["spec"], "decision": {"min_gain": 0.1}}}])
     assert other["trigger_run_id"] != one["trigger_run_id"]
+    corrected = form(folder)
+    (folder / "confirm.jsonl").write_text("corrected")
+    [again] = due([corrected])
+    assert again["trigger_run_id"] != one["trigger_run_id"]
 
 
 def test_the_watcher_tells_of_a_window_once(folder: Path) -> None:  # noqa: F811

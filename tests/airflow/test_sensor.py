@@ -157,11 +157,13 @@ def test_a_trigger_that_is_cancelled_ends_its_process(folder: Path, monkeypatch:
 
 def test_a_published_run_is_done_without_its_checkpoints(folder: Path) -> None:
     from relex_core.manifest import spec_digest
+    from relex_core.questions import questions_digest
 
     spec = spec_of(folder)
     collect(spec)
     outcome = {"decision": "keep_observed", "candidate": "last_observed", "checkpoint_uri": "/x"}
     outcome |= {"training_steps_saved": 0, "window_digest": "sha256:1", "spec_digest": spec_digest(spec)}
+    outcome |= {"questions_digest": questions_digest(spec)}
     (folder / "run/published.json").write_text(json.dumps(outcome))
     assert judge(spec).verdict == "done"
     assert sensor(folder).execute({})["digest"] == "sha256:1"
