@@ -106,7 +106,7 @@ def publish(run: str) -> Outcome:
 
 
 def _folder_to_use(run: str, decision: Decision, manifest: WindowManifest) -> str:
-    """What the outcome names; a captured step, which only relex reads, is written out first."""
+    """What the outcome names: of a captured step, which only relex reads, the folder that it is written out to."""
     if decision.decision == "promote":
         return join_uri(run, layout.candidate(decision.candidate))
     observed = manifest.last_observed.uri

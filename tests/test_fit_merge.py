@@ -32,6 +32,9 @@ def test_a_finished_fit_is_not_done_again_and_another_fit_is_not_mixed_in(tmp_pa
     assert not list(Path(run, "fit").glob("gram-*")), "group files are gone when the fit is done"
     files = [re.sub(r".*/", "", str(path)) for path in Path(run, "fit").glob("direction-*")]
     assert sorted(files) == [f"direction-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    for name in ("gram.safetensors", *files):
+        with safe_open(Path(run, "fit", name), "pt") as file:
+            assert file.metadata()["window_digest"] == first.window_digest
 
     other = write_run(tmp_path, base, {}, out="other", window={"t_cut": 20}, fit={"group_size": 1})
     shutil.copytree(Path(run, "fit"), Path(other, "fit"))

@@ -16,7 +16,7 @@ from relex_core.forecast.expected import expected_at
 from relex_core.forecast.held_out import held_out
 from relex_core.forecast.incidents import Incidents, incidents
 from relex_core.forecast.modules import membership
-from relex_core.forecast.momentum import drift_without, momentum, whitened
+from relex_core.forecast.momentum import Momentum, drift_without, momentum, whitened
 from relex_core.forecast.null_model import correlation_length, estimate
 from relex_core.forecast.nulls import null_models
 from relex_core.forecast.predictors import predictors
@@ -195,6 +195,17 @@ def test_drift_is_found_beside_momentum(length: int, decay: float, share: float)
     assert sum(inside) >= 6  # nominal 0.95: 5 of 8 or fewer happen to one in 170 such tests
     assert np.mean(decays) == pytest.approx(decay, abs=0.05)
     assert np.mean(estimates) == pytest.approx(share, abs=0.08)
+
+
+def test_drift_that_cannot_be_told_from_momentum_may_be_none() -> None:
+    rows = walk_with_memory(40, 0.0, 0.8, np.random.default_rng(5))
+    window, everything = window_of({"a": rows @ rows.T}, range(1, 41)), np.ones((1, 1))
+    told, untold = (
+        null_models(window, everything, Momentum(0.0, 0.0, 0.0, resolved), seed=0).of(0) for resolved in (True, False)
+    )
+    assert told.drift_share_interval[0] > 0 and told.rank_one and told.straight
+    assert untold.drift_share_interval == (0, told.drift_share_interval[1])
+    assert not untold.rank_one and not untold.straight
 
 
 def test_a_long_window_with_momentum_and_drift_is_worthwhile() -> None:
