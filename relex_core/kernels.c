@@ -18,19 +18,18 @@
 
 enum dtype { BF16, F16, F32 }; /* kernels.py numbers them in this order */
 
+enum processor { ANY, AVX2, AVX512 }; /* what it can do; kernels.py numbers them in this order */
+
 enum {
-    LANES = 8,          /* floats of a vector: AVX2's registers; where they are shorter, the compiler splits them */
-    TILE = 768,         /* columns: a row is 3 KiB, so that the seven rows of a product stay in L1 */
+    TILE = 768,         /* columns: a row is 3 KiB, so that the seven or eight rows of a product stay in L1 */
     PITCH = TILE + 16,  /* floats from one row of a tile to the next: an odd number of cache lines, or rows share cache sets */
-    ROWS = 3, COLUMNS = 4, /* of a product: 12 sums and 4 operands are the 16 registers of AVX2 */
     STRIDE = 32,        /* columns that a product takes between two fetches: a cache line of 16-bit weights */
-    GRANULE = 12,       /* rows of a tile are a multiple of both */
+    GRANULE = 12,       /* rows of a tile: a multiple of the ROWS and COLUMNS of each product */
+    TOGETHER = 4,       /* steps that a direction takes at a time */
     LINE = 64,          /* bytes of a cache line: where a tile starts in the middle of a vector, every other load takes two */
     FEW = 3,            /* columns are picked one by one where at most 1/FEW of them changed: else that takes longer */
 };
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float half_vector __attribute__((vector_size(2 * LANES), aligned(4)));
 
 /* ---- stored weights ---- */
 
@@ -118,38 +117,6 @@ INLINE void list_changes(const uint16_t *changed, ptrdiff_t n, uint16_t *restric
 
 /* ---- products ---- */
 
-INLINE vector load(const float *at) { return *(const vector *)at; }
-
-INLINE double sum(vector lanes) {
-    half_vector halves[2];
-    memcpy(halves, &lanes, sizeof halves);
-    const half_vector half = halves[0] + halves[1];
-    return (double)((half[0] + half[1]) + (half[2] + half[3]));
-}
-
-/* Adds the products of ROWS rows at a with COLUMNS rows at b to the sums; n is a multiple of STRIDE. Meanwhile it fetches a
-   row of what the next tile is made of: half of it where items have 4 bytes. */
-INLINE void multiply(const float *a, const float *b, ptrdiff_t n, double *sums, ptrdiff_t pitch, const char *next) {
-    vector products[ROWS][COLUMNS] = {0};
-    for (ptrdiff_t k = 0; k < n; k += STRIDE) {
-        __builtin_prefetch(next + 2 * k);
-#pragma GCC unroll 4
-        for (ptrdiff_t at = k; at < k + STRIDE; at += LANES) {
-            vector left[ROWS];
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) left[i] = load(a + i * PITCH + at);
-#pragma GCC unroll 8
-            for (int j = 0; j < COLUMNS; j++) {
-                const vector right = load(b + j * PITCH + at);
-#pragma GCC unroll 8
-                for (int i = 0; i < ROWS; i++) products[i][j] += left[i] * right;
-            }
-        }
-    }
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < COLUMNS; j++) sums[i * pitch + j] += sum(products[i][j]);
-}
-
 /* T rows of weights, and the base's. */
 struct stripe {
     const char *rows, *base;
@@ -169,19 +136,26 @@ struct scratch {
     ptrdiff_t count;  /* of them */
 };
 
-INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following) {
-    const ptrdiff_t n = (own->filled + STRIDE - 1) / STRIDE * STRIDE;
-    ptrdiff_t fetched = 0;
-    for (ptrdiff_t t = 0; t < in->steps; t++)
-        for (ptrdiff_t k = own->filled; k < n; k++) own->tile[t * PITCH + k] = 0;
-    for (ptrdiff_t i = 0; i < in->steps; i += ROWS)
-        for (ptrdiff_t j = 0; j < i + ROWS && j < in->steps; j += COLUMNS) {
-            const char *next = (const char *)own->tile; /* is there already */
-            if (fetched < in->steps && following < in->columns)
-                next = in->rows + fetched++ * in->stride + following * item_bytes(in->dtype);
-            multiply(own->tile + i * PITCH, own->tile + j * PITCH, n, own->sums + i * own->rows + j, own->rows, next);
-        }
-    own->filled = 0;
+/* A product's sums fill the registers: AVX2 has 16 (12 sums, 4 operands), AVX-512 twice as many, twice as long. */
+typedef float vector_4 __attribute__((vector_size(16), aligned(4)));
+
+INLINE double sum_4(vector_4 lanes) { return (double)((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])); }
+
+#define LANES 8
+#define HALF 4
+#define ROWS 3
+#define COLUMNS 4
+#include "products.h"
+
+#define LANES 16
+#define HALF 8
+#define ROWS 4
+#define COLUMNS 4
+#include "products.h"
+
+INLINE void multiply_tile(struct scratch *own, const struct stripe *in, ptrdiff_t following, enum processor processor) {
+    if (processor == AVX512) multiply_tile_16(own, in, following);
+    else multiply_tile_8(own, in, following);
 }
 
 /* Finds the changed columns of a chunk of n; returns how many there are, or n where it is not worth picking them. */
@@ -212,10 +186,11 @@ __attribute__((noinline, cold)) static void list_taken(struct scratch *own, cons
 }
 
 /* Puts the deltas of columns [start, start + n) into the tile, after multiplying it if it has no room for them. */
-INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t n) {
+INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t start, ptrdiff_t n,
+                       enum processor processor) {
     const char *rows = in->rows + start * item_bytes(in->dtype);
     const ptrdiff_t count = pick(own, in, rows, in->base + start * item_bytes(in->base_dtype), n);
-    if (own->filled + count > TILE) multiply_tile(own, in, start);
+    if (own->filled + count > TILE) multiply_tile(own, in, start, processor);
     for (ptrdiff_t t = 0; t < in->steps; t++) {
         float *out = own->tile + t * PITCH + own->filled;
         const char *row = rows + t * in->stride;
@@ -227,15 +202,16 @@ INLINE void add_deltas(struct scratch *own, const struct stripe *in, ptrdiff_t s
 }
 
 INLINE double square_sum(const float *base, ptrdiff_t n) {
-    vector squares = {0};
+    vector_8 squares = {0};
     ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) squares += load(base + i) * load(base + i);
+    for (; i + 8 <= n; i += 8) squares += load_8(base + i) * load_8(base + i);
     double rest = 0;
     for (; i < n; i++) rest += (double)base[i] * base[i];
-    return sum(squares) + rest;
+    return sum_8(squares) + rest;
 }
 
-INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, struct scratch *own) {
+INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, struct scratch *own,
+                        enum processor processor) {
     const ptrdiff_t steps = in->steps;
     for (ptrdiff_t start = 0; start < in->columns; start += block, grams += steps * steps, squares++) {
         const ptrdiff_t stop = start + block < in->columns ? start + block : in->columns;
@@ -245,9 +221,9 @@ INLINE void gram_blocks(const struct stripe *in, ptrdiff_t block, double *grams,
             const ptrdiff_t n = at + TILE < stop ? TILE : stop - at;
             FOR_DTYPE(in->base_dtype, widen, in->base + at * item_bytes(in->base_dtype), n, own->base);
             *squares += square_sum(own->base, n);
-            add_deltas(own, in, at, n);
+            add_deltas(own, in, at, n, processor);
         }
-        multiply_tile(own, in, stop);
+        multiply_tile(own, in, stop, processor);
         for (ptrdiff_t i = 0; i < steps; i++)
             for (ptrdiff_t j = 0; j <= i; j++)
                 grams[i * steps + j] = grams[j * steps + i] = own->sums[i * own->rows + j];
@@ -265,7 +241,7 @@ INLINE void gather(const char *row, const uint32_t *columns, ptrdiff_t count, ch
 /* ---- directions ---- */
 
 /* One after the other: multiplication and addition can then be fused in one way only, whatever the compiler makes of it. */
-INLINE void add_weighted(const char *const rows[COLUMNS], const float *restrict base, const float weights[COLUMNS],
+INLINE void add_weighted(const char *const rows[TOGETHER], const float *restrict base, const float weights[TOGETHER],
                          ptrdiff_t n, float *restrict out, enum dtype dtype) {
     for (ptrdiff_t i = 0; i < n; i++) {
         float sum = out[i];
@@ -285,10 +261,10 @@ INLINE void mix(const struct stripe *in, const float *weights, ptrdiff_t directi
         for (ptrdiff_t direction = 0; direction < directions; direction++) {
             float *direction_out = out + direction * in->columns + at;
             memset(direction_out, 0, sizeof(float) * (size_t)n);
-            for (ptrdiff_t t = 0; t < in->steps; t += COLUMNS) {
-                const char *rows[COLUMNS];
-                float some[COLUMNS];
-                for (ptrdiff_t i = 0; i < COLUMNS; i++) { /* beyond the last row: the last once more, with weight 0 */
+            for (ptrdiff_t t = 0; t < in->steps; t += TOGETHER) {
+                const char *rows[TOGETHER];
+                float some[TOGETHER];
+                for (ptrdiff_t i = 0; i < TOGETHER; i++) { /* beyond the last row: the last once more, with weight 0 */
                     const ptrdiff_t row = t + i < in->steps ? t + i : in->steps - 1;
                     rows[i] = in->rows + row * in->stride + at * item_bytes(in->dtype);
                     some[i] = t + i < in->steps ? weights[direction * in->steps + row] : 0;
@@ -359,34 +335,53 @@ INLINE int add_terms(const char *base, enum dtype base_dtype, ptrdiff_t n, const
     return !not_finite;
 }
 
-/* ---- what kernels.py calls: the same code compiled for AVX2 and for what every processor has ---- */
+/* ---- the same code compiled for each kind of processor ---- */
 
-#if defined __x86_64__ && !defined PORTABLE
-#define AVX2 __attribute__((target("avx2,fma")))
-AVX2 static void gram_blocks_avx2(const struct stripe *in, ptrdiff_t block, double *grams, double *squares,
-                                  struct scratch *own) {
-    gram_blocks(in, block, grams, squares, own);
-}
-AVX2 static void mix_avx2(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
-    mix(in, weights, directions, out);
-}
-AVX2 static int add_terms_avx2(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms,
-                               ptrdiff_t count, char *out, enum dtype dtype) {
-    return add_terms(base, base_dtype, n, terms, count, out, dtype);
-}
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#else
-#define gram_blocks_avx2 gram_blocks
-#define mix_avx2 mix
-#define add_terms_avx2 add_terms
-static int has_avx2(void) { return 0; }
+#define COMPILE(kind, features) \
+    features static void gram_blocks_##kind(const struct stripe *in, ptrdiff_t block, double *grams, double *squares, \
+                                            struct scratch *own) { \
+        gram_blocks(in, block, grams, squares, own, kind); \
+    } \
+    features static void mix_##kind(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) { \
+        mix(in, weights, directions, out); \
+    } \
+    features static int add_terms_##kind(const char *base, enum dtype base_dtype, ptrdiff_t n, const struct term *terms, \
+                                         ptrdiff_t count, char *out, enum dtype dtype) { \
+        return add_terms(base, base_dtype, n, terms, count, out, dtype); \
+    }
+
+COMPILE(ANY, )
+
+#ifndef MOST
+#define MOST AVX512 /* tests lower it, to run what other processors would */
 #endif
 
-/* Grows with every change of what is declared here and in kernels.py, and of the order of sums (TILE, STRIDE, ROWS): another
-   one's library must not be called, nor give other bytes. */
-int relex_kernels_version(void) { return 3; }
+#if defined __x86_64__
+COMPILE(AVX2, __attribute__((target("avx2,fma"))))
+COMPILE(AVX512, __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
 
-int relex_uses_avx2(void) { return has_avx2(); }
+static enum processor this_processor(void) {
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+                    && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const enum processor found = avx512 ? AVX512 : avx2 ? AVX2 : ANY;
+    return found < MOST ? found : MOST;
+}
+#define CALL(function, ...) \
+    (this_processor() == AVX512 ? function##_AVX512(__VA_ARGS__) \
+     : this_processor() == AVX2 ? function##_AVX2(__VA_ARGS__) : function##_ANY(__VA_ARGS__))
+#else
+static enum processor this_processor(void) { return ANY; }
+#define CALL(function, ...) function##_ANY(__VA_ARGS__)
+#endif
+
+/* ---- what kernels.py calls ---- */
+
+/* Grows with every change of what is declared here and in kernels.py, and of the order of sums (TILE, STRIDE, LANES): another
+   one's library must not be called, nor give other bytes. */
+int relex_kernels_version(void) { return 4; }
+
+int relex_processor(void) { return this_processor(); }
 
 static ptrdiff_t padded(ptrdiff_t steps) { return (steps + GRANULE - 1) / GRANULE * GRANULE; }
 
@@ -409,8 +404,7 @@ ptrdiff_t relex_block_grams(const struct stripe *in, ptrdiff_t block, double *gr
     own->sums = (double *)(own->tile + own->rows * PITCH);
     own->filled = own->count = 0;
     own->taken = taken;
-    if (has_avx2()) gram_blocks_avx2(in, block, grams, squares, own);
-    else gram_blocks(in, block, grams, squares, own);
+    CALL(gram_blocks, in, block, grams, squares, own);
     return FEW * own->count > in->columns ? -1 : own->count;
 }
 
@@ -423,13 +417,11 @@ void relex_gather(const struct stripe *in, const uint32_t *columns, ptrdiff_t co
 }
 
 void relex_mix(const struct stripe *in, const float *weights, ptrdiff_t directions, float *out) {
-    if (has_avx2()) mix_avx2(in, weights, directions, out);
-    else mix(in, weights, directions, out);
+    CALL(mix, in, weights, directions, out);
 }
 
 /* out: of BF16 or F32. */
 int relex_add_terms(const char *base, int base_dtype, ptrdiff_t n, const struct term *terms, ptrdiff_t count, char *out,
                     int dtype) {
-    return has_avx2() ? add_terms_avx2(base, base_dtype, n, terms, count, out, dtype)
-                      : add_terms(base, base_dtype, n, terms, count, out, dtype);
+    return CALL(add_terms, base, base_dtype, n, terms, count, out, dtype);
 }

@@ -19,9 +19,10 @@ from relex_core.dtypes import NUMPY_DTYPES
 
 # In the order of `enum dtype`.
 _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F16", "F32"))}
+# In the order of `enum processor`.
+_PROCESSORS = ("cpu", "cpu, AVX2", "cpu, AVX-512")
 
-
-VERSION = 3
+VERSION = 4
 """Of kernels.c, as `relex_kernels_version` there."""
 
 
@@ -199,13 +200,12 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def processor_name(library: ctypes.CDLL | None) -> str:
-    """What computes, for fit.json: "cpu, AVX2", "cpu" (another processor) or "cpu, numpy" (without compiled kernels).
+    """What computes, for fit.json: "cpu, AVX-512", "cpu, AVX2", "cpu" (another processor) or "cpu, numpy" (without
+    compiled kernels).
 
     Results of different ones agree to float32 rounding, not to the byte.
     """
-    if library is None:
-        return "cpu, numpy"
-    return "cpu, AVX2" if library.relex_uses_avx2() else "cpu"
+    return "cpu, numpy" if library is None else _PROCESSORS[library.relex_processor()]
 
 
 def _stripe(slices: np.ndarray, base: np.ndarray) -> _Stripe:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_core import kernels
-from relex_core.kernels import Kernels, Part, add_parts, compiled_library, declare
+from relex_core.kernels import Kernels, Part, add_parts, compiled_library, declare, processor_name
 from relex_core.mixing import TILE, Slices, Terms, mix_tiles
 from relex_core.stripes import tile_bytes
 
@@ -46,7 +46,8 @@ def compiled(out: Path, *options: str, source: Path = SOURCE) -> Path:
     """The kernels, compiled otherwise than they were installed."""
     assert COMPILER
     shared = ("-shared", "-fPIC", "-Wno-psabi", "-fno-trapping-math", "-fno-strict-aliasing")
-    subprocess.run([COMPILER, *shared, *options, str(source), "-o", str(out)], check=True)
+    include = f"-I{SOURCE.parent}"
+    subprocess.run([COMPILER, *shared, *options, include, str(source), "-o", str(out)], check=True)
     return out
 
 
@@ -262,10 +263,18 @@ def test_float64_is_left_to_numpy(library: ctypes.CDLL) -> None:
 
 
 @needs_compiler
-def test_the_code_for_other_processors_gives_the_same(tmp_path: Path) -> None:
-    library = declare(ctypes.CDLL(str(compiled(tmp_path / "portable.so", "-O3", "-DPORTABLE"))))
-    for changed in (0.1, 1.0):
-        assert_equal_to_float64(library, *window(13, 2 * BLOCK + 77, "BF16", "BF16", changed))
+@pytest.mark.parametrize(("most", "name"), [("ANY", "cpu"), ("AVX2", "cpu, AVX2"), ("AVX512", "cpu, AVX-512")])
+def test_the_code_for_each_processor_gives_the_same(most: str, name: str, tmp_path: Path, library: ctypes.CDLL) -> None:
+    other = declare(ctypes.CDLL(str(compiled(tmp_path / "kernels.so", "-O3", f"-DMOST={most}"))))
+    if processor_name(other) != name:
+        pytest.skip(f"this is no processor for {name}")
+    for steps in (1, 4, 13, 30):
+        for changed in (0.1, 1.0):
+            slices, base = window(steps, 2 * BLOCK + 77, "BF16", "BF16", changed)
+            assert_equal_to_float64(other, slices, base)
+            weights = np.random.default_rng(1).standard_normal((2, steps)).astype(np.float32)
+            directions = [Kernels(each, steps).mix(slices, base, weights) for each in (other, library)]
+            np.testing.assert_allclose(*directions, rtol=1e-6, atol=1e-6 * steps * np.abs(directions).max())
 
 
 @needs_compiler
