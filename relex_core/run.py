@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from relex_core.candidate import Candidate, whole_candidates
 from relex_core.collect import collect
+from relex_core.errors import RelexError
 from relex_core.extras import install
 from relex_core.fit import FitArtifact, fit
 from relex_core.forecast import Forecast, forecast
@@ -57,24 +59,41 @@ def run(spec: RunSpec) -> RunResult:
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)
 
-    decision = finished_decision(spec, manifest) if spec.evaluation else None
-    if decision is not None:  # do not write the losers again, only to delete them
-        candidates = tuple(whole_candidates(open_store(spec.run_root)))
-        return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, _report(spec.run_root))
+    def result(candidates: Iterable[Candidate], decision: Decision | None) -> RunResult:
+        report = _report(spec.run_root)
+        return RunResult(spec.run_root, manifest, artifact, expected, tuple(candidates), decision, report)
 
-    from relex_core.extrapolate import extrapolate
+    def finished() -> RunResult | None:
+        decision = finished_decision(spec, manifest) if spec.evaluation else None
+        return result(whole_candidates(open_store(spec.run_root)), decision) if decision else None
 
-    candidates = tuple(extrapolate(spec.run_root))
-    if spec.evaluation is not None:
-        from relex_core.decide import decide
-        from relex_core.evaluate import evaluate
-
-        evaluate(spec.run_root)
-        decision = decide(spec.run_root)
-    report = _report(spec.run_root)
+    if done := finished():  # do not write the losers again, only to delete them
+        return done
+    try:
+        candidates, decision = _decided(spec)
+    except RelexError:
+        # Another process may have finished the same run, and deleted what this one was still measuring.
+        if done := finished():
+            return done
+        raise
+    decided = result(candidates, decision)
     if decision is not None:
         publish(spec.run_root)  # last: it says that the run is finished
-    return RunResult(spec.run_root, manifest, artifact, expected, candidates, decision, report)
+    return decided
+
+
+def _decided(spec: RunSpec) -> tuple[list[Candidate], Decision | None]:
+    """(candidates, the decision between them if the spec has an evaluation)"""
+    from relex_core.extrapolate import extrapolate
+
+    candidates = extrapolate(spec.run_root)
+    if spec.evaluation is None:
+        return candidates, None
+    from relex_core.decide import decide
+    from relex_core.evaluate import evaluate
+
+    evaluate(spec.run_root)
+    return candidates, decide(spec.run_root)
 
 
 def _report(run: str) -> str | None:

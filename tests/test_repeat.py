@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from kfp_support import make_spec, scripted_run, spec_data
+from kfp_support import make_spec, scripted_run
 from safetensors.torch import load_file, save_file
 
 from relex_core.candidate import Output, write_provenance
 from relex_core.collect import collect
 from relex_core.decide import decide
-from relex_core.errors import ObjectNotFound, SpecError, WindowNotReady
+from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowNotReady
 from relex_core.evaluate import evaluate
 from relex_core.evaluate.generate import Completion
 from relex_core.evaluate.samples import Batch, BatchStore, samples_key, to_jsonl
+from relex_core.evaluate.stage import Evaluation
 from relex_core.evaluate.tasks import Question
 from relex_core.extrapolate import extrapolate
 from relex_core.fit import FitArtifact
 from relex_core.gate import gate
 from relex_core.manifest import WindowManifest
 from relex_core.publish import NOTHING_YET, publish, published
-from relex_core.run import run
+from relex_core.run import RunResult, run
 from relex_core.storage import Store, open_store, write_bytes
 
 WON, LOST = "relex-step00020-scale1.00", "relex-step00040-scale1.00"
@@ -258,16 +256,74 @@ def test_batches_that_another_process_has_merged_are_read_from_its_samples(folde
     assert slower.missing([batch]) == []
     row = {"id": "q", "sample": 0, "text": "2", "tokens": 1, "finish_reason": "stop", "generation": slower.key}
     write_bytes(store, samples_key("eval/x"), to_jsonl([row]))
-    BatchStore(store, "eval/x", "sha256:key").remove()
+    other = Batch(1, 0, 7, (Question("1 + 2 =", "3", "other"),))
+    slower.write(other, [Completion("3", 1, "stop")])
+    BatchStore(store, "eval/x", "sha256:older").write(batch, [Completion("4", 1, "stop")])
+    BatchStore(store, "eval/x", "sha256:key").remove([batch, other])
+    [left] = (folder / "eval/x/batches").iterdir()
+    assert left.name.endswith("b00001.jsonl"), "a process that measures more of the same evaluation still needs it"
+    left.unlink()
     assert slower.read(batch) == [Completion("2", 1, "stop")]
     with pytest.raises(ObjectNotFound):
-        slower.read(Batch(1, 0, 7, (Question("1 + 2 =", "3", "other"),)))
+        slower.read(other)
 
 
-def test_two_runs_of_one_directory_end_well(folder: Path) -> None:
-    (folder / "relex.yaml").write_text(yaml.safe_dump({**spec_data(), "run_root": "run"}))
-    command = [sys.executable, "-m", "relex_core", "run", str(folder / "relex.yaml")]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert open_store(str(folder / "run")).stat("published.json").size
+def test_the_first_of_two_processes_to_write_a_batch_counts(folder: Path) -> None:
+    faster, slower = (BatchStore(open_store(str(folder)), "eval/x", "sha256:key") for _ in range(2))
+    batch = Batch(0, 0, 7, (Question("1 + 1 =", "2", "q"),))
+    for process, answer in ((faster, "2"), (slower, "3")):
+        process.write(batch, [Completion(answer, 1, "stop")])
+    assert slower.read(batch) == [Completion("2", 1, "stop")]
+
+
+def while_measuring(monkeypatch: pytest.MonkeyPatch, candidate: str, other: Callable[[], object]) -> None:
+    """Let another process do something when the first batches of a candidate are about to be generated."""
+    real, waiting = Evaluation._generate, [other]
+
+    def interrupted(evaluation: Evaluation, finished: BatchStore, advance: Callable[..., None]) -> None:
+        if evaluation.candidate.name == candidate and waiting:
+            waiting.pop()()
+        real(evaluation, finished, advance)
+
+    monkeypatch.setattr(Evaluation, "_generate", interrupted)
+
+
+def test_a_result_that_another_process_wrote_meanwhile_is_not_written_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been decided upon, and is there at every moment."""
+    run(make_spec(folder, evaluation=None))
+    spec = make_spec(folder)
+    collect(spec)
+    written: dict[Path, int] = {}
+
+    def other() -> None:
+        evaluate(spec.run_root)
+        decide(spec.run_root)
+        written.update({path: path.stat().st_ino for path in folder.glob("run/eval/*/*/*.json*")})
+
+    while_measuring(monkeypatch, "base", other)
+    evaluate(spec.run_root)
+    assert len(written) > 10
+    assert {path: path.stat().st_ino for path in folder.glob("run/eval/*/*/*.json*")} == written
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the other one has deleted the loser that this one was about to load."""
+    spec, results = make_spec(folder), list[RunResult]()
+
+    def other() -> None:
+        results.append(run(spec))
+        (folder / "run/candidates" / LOST / "script.json").unlink()  # what the scripted backend loads
+
+    while_measuring(monkeypatch, LOST, other)
+    assert run(spec).decision == results[0].decision
+    assert weights(folder) == [WON]
+
+
+def test_an_error_of_a_run_that_nobody_finished_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    while_measuring(monkeypatch, LOST, (folder / "run/candidates" / LOST / "script.json").unlink)
+    with pytest.raises(DataError, match="no script"):
+        run(make_spec(folder))

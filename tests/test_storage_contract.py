@@ -213,6 +213,25 @@ class TestReading:
         with ThreadPoolExecutor(12) as pool:
             assert list(pool.map(lambda key: read_bytes(store, key), list(contents) * 4)) == [*contents.values()] * 4
 
+    def test_a_small_object_that_is_replaced_while_it_is_read_is_the_newer_one(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_bytes(store, "small", b"older")
+        real, newer = store.stat, [b"newer", b"newest of all"]
+
+        def stat(key: str) -> ObjectInfo:
+            info = real(key)
+            if newer:
+                time.sleep(0.02)  # file systems' clocks tick every few milliseconds
+                write_bytes(store, key, newer.pop(0))
+            return info
+
+        monkeypatch.setattr(store, "stat", stat)
+        assert read_bytes(store, "small") == b"newest of all"
+        newer.extend([b"again and again"] * 20)
+        with pytest.raises(CheckpointChanged):
+            read_bytes(store, "small")
+
     def test_a_replaced_object_is_reported(self, store: Store) -> None:
         old = store.create("object", b"0123456789")
         write_bytes(store, "object", b"abcdefghij")

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from relex_core import layout
-from relex_core.errors import ObjectNotFound
+from relex_core.errors import ObjectExists, ObjectNotFound
 from relex_core.evaluate.generate import Completion, batch_seed
 from relex_core.evaluate.grade import Grader
 from relex_core.evaluate.grading.text import loose_match
 from relex_core.evaluate.tasks import Question, Task
 from relex_core.spec import SplitSpec
-from relex_core.storage import Store, read_bytes, write_bytes
+from relex_core.storage import Store, read_bytes
 
 Row = dict[str, Any]
 
@@ -75,8 +76,10 @@ class BatchStore:
         return [batch for batch in batches if self._name(batch) not in finished and not self._from_samples(batch)]
 
     def write(self, batch: Batch, completions: Sequence[Completion]) -> None:
+        """Keep a batch. Of several processes that generate the same one, the first one's counts."""
         lines = [json.dumps(vars(completion)) for completion in completions]
-        write_bytes(self._store, self._name(batch), "\n".join(lines).encode())
+        with suppress(ObjectExists):
+            self._store.create(self._name(batch), "\n".join(lines).encode())
 
     def read(self, batch: Batch) -> list[Completion]:
         if sampled := self._from_samples(batch):
@@ -90,10 +93,19 @@ class BatchStore:
             raise
         return [Completion(**json.loads(line)) for line in lines]
 
-    def remove(self) -> None:
-        """Delete all batches, those of other keys too."""
-        for info in list(self._store.list(self._folder)):
-            self._store.delete(info.name)
+    def remove(self, batches: Sequence[Batch]) -> None:
+        """Delete what samples.jsonl holds, and what has another key.
+
+        Args:
+            batches: all of the evaluation. Those that samples.jsonl does not hold stay: another process may be about to
+                measure more of it.
+        """
+        if infos := list(self._store.list(self._folder)):
+            self._sampled = self._stored()
+            needed = {self._name(batch) for batch in batches if not self._from_samples(batch)}
+            for info in infos:
+                if info.name not in needed:
+                    self._store.delete(info.name)
 
     def _stored(self) -> dict[tuple[str, int], Completion]:
         """The completions of samples.jsonl, by question and sample."""

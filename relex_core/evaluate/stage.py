@@ -126,13 +126,13 @@ class Evaluation:
         """The finished evaluation, whatever it takes."""
         stage, key = self.stage, self._key(self.part)
         finished = BatchStore(stage.store, self.folder, digest_of(generation_key(key)))
-        result = read_result(stage.store, self.candidate.name, self.task.name, self.split)
+        result = self._stored_result()
         if result is not None and covers(result.key, key):
             advance(sum(len(batch.questions) for batch in self.plan), self.candidate.name)
         else:
             started = time.monotonic()
             self._generate(finished, advance)
-            result = self._grade(finished, result)
+            result = self._grade(finished)
             record_event(
                 stage.store.uri,
                 "evaluated",
@@ -141,7 +141,9 @@ class Evaluation:
                 split=self.split,
                 seconds=round(time.monotonic() - started, 3),
             )
-        finished.remove()  # also those that an earlier call, killed right after the summary, left behind
+        finished.remove(
+            plan(self.task, self.sampling)
+        )  # also those that an earlier call, killed right after the summary, left behind
         return result if result.key == key else self._restricted(result, key)
 
     def _key(self, part: Part) -> dict[str, Any]:
@@ -175,8 +177,11 @@ class Evaluation:
                 finished.write(batch, generator.generate(prompts, sampling))
                 advance(len(prompts), self.candidate.name)
 
-    def _grade(self, finished: BatchStore, replaced: EvalResult | None) -> EvalResult:
-        """Grade what is asked for, and what else samples.jsonl holds of the same generation: it must not be lost."""
+    def _grade(self, finished: BatchStore) -> EvalResult:
+        """Grade what is asked for, and what else samples.jsonl holds of the same generation: it must not be lost.
+
+        Where another process has measured the same meanwhile, its result counts: it may have been decided upon.
+        """
         store, part = self.stage.store, self.part
         if part is not None:
             everything = plan(self.task, self.sampling)
@@ -187,12 +192,18 @@ class Evaluation:
         rows = graded_rows(plan(self.task, self.sampling, part), finished, grader)
         samples = to_jsonl(rows)
         result = summarise(self.candidate.name, self.split, self._key(part), rows, samples, self.task.warnings)
-        if self.split == "confirm" and replaced is not None:
-            remember_look(store, self.folder, replaced)
-        store.delete(f"{self.folder}/{layout.SUMMARY}")  # before its samples go
+        if (latest := self._stored_result()) is not None:
+            if covers(latest.key, self._key(self.part)):
+                return latest
+            if self.split == "confirm":
+                remember_look(store, self.folder, latest)
+            store.delete(f"{self.folder}/{layout.SUMMARY}")  # before its samples go
         write_bytes(store, samples_key(self.folder), samples)
         write_bytes(store, f"{self.folder}/{layout.SUMMARY}", result.model_dump_json(indent=1).encode())
         return result
+
+    def _stored_result(self) -> EvalResult | None:
+        return read_result(self.stage.store, self.candidate.name, self.task.name, self.split)
 
     def _restricted(self, result: EvalResult, key: dict[str, Any]) -> EvalResult:
         """The result on this part alone, made of a stored one on more questions. It is not written."""

@@ -7,6 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relex_core.errors import CheckpointChanged
+
+READ_ATTEMPTS = 5
+"""Of a small object that others replace while it is read."""
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
@@ -82,10 +87,16 @@ class Store(Protocol):
 
 
 def read_bytes(store: Store, key: str) -> bytes:
-    """One small object, whole."""
-    info = store.stat(key)
-    data = bytearray(info.size)
-    store.read_into(key, info.generation, 0, memoryview(data))
+    """One small object, whole; if it is replaced meanwhile, the newer one."""
+    for attempts_left in reversed(range(READ_ATTEMPTS)):
+        info = store.stat(key)
+        data = bytearray(info.size)
+        try:
+            store.read_into(key, info.generation, 0, memoryview(data))
+            break
+        except CheckpointChanged:
+            if not attempts_left:
+                raise
     return bytes(data)
 
 
