@@ -327,3 +327,12 @@ def test_an_error_of_a_run_that_nobody_finished_is_told(folder: Path, monkeypatc
     while_measuring(monkeypatch, LOST, (folder / "run/candidates" / LOST / "script.json").unlink)
     with pytest.raises(DataError, match="no script"):
         run(make_spec(folder))
+
+
+def test_two_runs_of_one_directory_end_well(folder: Path) -> None:
+    (folder / "relex.yaml").write_text(yaml.safe_dump({**spec_data(), "run_root": "run"}))
+    command = [sys.executable, "-m", "relex_core", "run", str(folder / "relex.yaml")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert open_store(str(folder / "run")).stat("published.json").size
