@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from kfp_support import make_spec, scripted_run
+import yaml
+from kfp_support import make_spec, scripted_run, spec_data
 from safetensors.torch import load_file, save_file
 
 from relex_core.candidate import Output, write_provenance
