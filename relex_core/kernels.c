@@ -3,10 +3,10 @@
 
    BLAS is made for large matrices; a stripe has few rows (T, the steps) and many columns (weights). Here
 
-       stored weights -> float32 deltas of TILE columns, which stay in the cache -> products, 3 x 4 rows at a time
+       stored weights -> float32 deltas of TILE columns, which stay in the cache -> products, few rows at a time
 
    and columns in which no step differs from the base are left out where they are many: reinforcement learning in
-   bfloat16 changes few weights. Products are float32 within a tile, sums over tiles float64. kernels.py is the caller
+   bfloat16 changes few weights. Products (products.h) are float32 within a tile, sums over tiles float64. kernels.py calls
    and says what the arguments are. For GCC (clang has what is used, but was not tried); where there was no compiler when
    relex was installed, numpy does the same in twice the time. */
 
@@ -136,17 +136,18 @@ struct scratch {
     ptrdiff_t count;  /* of them */
 };
 
-/* A product's sums fill the registers: AVX2 has 16 (12 sums, 4 operands), AVX-512 twice as many, twice as long. */
 typedef float vector_4 __attribute__((vector_size(16), aligned(4)));
 
 INLINE double sum_4(vector_4 lanes) { return (double)((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])); }
 
+/* 12 sums and 4 operands: the registers of AVX2. */
 #define LANES 8
 #define HALF 4
 #define ROWS 3
 #define COLUMNS 4
 #include "products.h"
 
+/* AVX-512 has 32 registers; 4 x 5, 4 x 6, 6 x 4, 5 x 5 and 3 x 8 were slower. */
 #define LANES 16
 #define HALF 8
 #define ROWS 4

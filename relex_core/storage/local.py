@@ -15,6 +15,9 @@ from relex_core.errors import AccessDenied, CheckpointChanged, ObjectExists, Obj
 from relex_core.storage.atomic import PARTIAL, sync, temporary_file
 from relex_core.storage.base import ObjectInfo, Writer
 
+# So much is written before the disk is told to begin with it.
+WRITE_BACK_BYTES = 16 * 2**20
+
 
 class LocalStore:
     """A folder. Writes go to a hidden temporary name in the same folder, are synced, and then renamed."""
@@ -103,14 +106,26 @@ class LocalStore:
 
 
 class _CheckedWriter:
-    """A stream whose failures are ours."""
+    """A stream whose failures are ours, and whose data are on their way to the disk while more of them are made."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self._path, self._stream = path, stream
+        self._written = self._on_their_way = 0  # bytes
 
     def write(self, data: memoryview | bytes) -> None:
         with _storage_errors(self._path):
             self._stream.write(data)
+            self._written += memoryview(data).nbytes
+            if self._written - self._on_their_way >= WRITE_BACK_BYTES:
+                self._write_back()
+
+    def _write_back(self) -> None:
+        # Linux starts to write such pages and, as they are in use, keeps them in its cache. Else nothing is written
+        # before the sync at the end, and a candidate of 1 GB took a third longer.
+        if hasattr(os, "posix_fadvise"):
+            size = self._written - self._on_their_way
+            os.posix_fadvise(self._stream.fileno(), self._on_their_way, size, os.POSIX_FADV_DONTNEED)
+        self._on_their_way = self._written
 
 
 def _leads_back(folder: Path) -> bool:
