@@ -18,7 +18,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from measuring import RELEX, Measured, compile_bytecode, folder_bytes, forget, measured, plain_read, repeated
+from measuring import RELEX, Measured, compile_bytecode, folder_bytes, forget, in_turns, measured, plain_read, repeated
 from rivals import authors_scripts, mergekit_linear
 
 TARGET = 500
@@ -32,20 +32,20 @@ def main() -> None:
     bench.read()  # warms the page cache, or shows that it stays cold
     print(f"{bench.model_bytes / 2e6:.0f} M parameters, {arguments.steps} steps, ", end="")
     print(f"window {bench.window_bytes / 1e9:.2f} GB, {'cold' if arguments.cold else 'warm'}", flush=True)
-    plain = repeated(bench.read, arguments.repeat)
-    row("plain pread, one thread", plain)
-    row("copy of the base, with fsync", repeated(bench.copy, arguments.repeat))
-
-    collected, fitted = repeated(bench.collect, arguments.repeat), repeated(bench.fit, arguments.repeat)
+    collected = repeated(bench.collect, arguments.repeat)
+    plain, fitted = in_turns(arguments.repeat, bench.read, bench.fit)
     artifact = json.loads((bench.out / "fit" / "fit.json").read_text())
     row("relex collect", collected)
+    row("plain pread, one thread", plain)
     row("relex fit", fitted)
     itself = statistics.median(bench.fit_seconds)
     print(f"  the fit itself {itself:.2f} s, {itself / plain.seconds:.2f} x plain pread; ", end="")
     print(f"bytes read {artifact['bytes_read'] / (bench.window_bytes + bench.model_bytes):.3f} x; ", end="")
     print(f"extra disk {folder_bytes(bench.out / 'fit') / bench.model_bytes:.2f} models", flush=True)
-    extrapolated = repeated(lambda: bench.extrapolate([TARGET]), arguments.repeat)
+    copied, extrapolated = in_turns(arguments.repeat, bench.copy, lambda: bench.extrapolate([TARGET]))
+    row("copy of the base, with fsync", copied)
     row("relex extrapolate, one target", extrapolated)
+    print(f"  {extrapolated.seconds / copied.seconds:.2f} x the copy", flush=True)
     row("relex extrapolate, ten targets", bench.extrapolate(TEN_TARGETS))
     two = fitted + extrapolated
     three = collected + two
@@ -126,7 +126,9 @@ class Bench:
 
     def copy(self) -> Measured:
         self.cool()
-        return measured(["dd", f"if={self.base}", f"of={self.data / 'copy'}", "bs=8M", "conv=fsync"])
+        target = self.data / "copy"
+        target.unlink(missing_ok=True)
+        return measured(["dd", f"if={self.base}", f"of={target}", "bs=8M", "conv=fsync"])
 
     def collect(self) -> Measured:
         shutil.rmtree(self.out, ignore_errors=True)

@@ -48,8 +48,16 @@ def measured(command: Iterable[str | Path]) -> Measured:
 
 def repeated(run: Callable[[], Measured], times: int) -> Measured:
     """Median time and largest peak of several runs."""
-    runs = [run() for _ in range(times)]
-    return Measured(statistics.median(r.seconds for r in runs), max(r.peak_bytes for r in runs))
+    return in_turns(times, run)[0]
+
+
+def in_turns(times: int, *runs: Callable[[], Measured]) -> list[Measured]:
+    """`repeated` for several that are compared: each of them runs once, then each once more, and so on."""
+    rounds = [[run() for run in runs] for _ in range(times)]
+    return [
+        Measured(statistics.median(r.seconds for r in of_one), max(r.peak_bytes for r in of_one))
+        for of_one in zip(*rounds, strict=True)
+    ]
 
 
 def plain_read(files: Iterable[Path]) -> Measured:
