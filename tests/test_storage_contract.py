@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound, SpecError, StorageError
 from relex_core.storage import Store, absolute_uri, exists, join_uri, open_store, read_bytes, write_bytes
 from relex_core.storage.base import ObjectInfo
+from relex_core.storage.local import WRITE_BACK_BYTES
 
 ODD_NAMES = (
     "with space.json",
@@ -398,6 +400,26 @@ class TestWriting:
         assert names(store) == []
         if not root.startswith("gs://"):
             assert not [path for path in Path(root).rglob("*") if path.is_file()]
+
+    def test_a_file_starts_for_the_disk_while_it_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            pytest.skip("not on this system")
+        real, asked = os.posix_fadvise, []
+
+        def advise(handle: int, start: int, size: int, advice: int) -> None:
+            asked.append((start, start + size))
+            real(handle, start, size, advice)
+
+        monkeypatch.setattr(os, "posix_fadvise", advise)
+        data = random.Random(0).randbytes(3 * WRITE_BACK_BYTES + 5)
+        with open_store(str(tmp_path)).open_write("large") as writer:
+            for start in range(0, len(data), 5_000_011):
+                writer.write(memoryview(data)[start : start + 5_000_011])
+        assert (tmp_path / "large").read_bytes() == data
+        assert len(asked) == 2 and all(end - start >= WRITE_BACK_BYTES for start, end in asked)
+        assert [start for start, _ in asked] == [0, asked[0][1]], "one range after the other"
 
     @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20, (3 << 20) + 7])
     def test_sizes_around_the_chunk_limits(self, store: Store, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
