@@ -252,19 +252,22 @@ class _Clock:
             except (AccessDenied, ObjectNotFound):
                 raise
             except StorageError as error:
-                self.wait(f"{error.what} (attempt {attempt} of {MOST_FAILURES})", give_up=error)
+                self.wait(error.what, note=f" (attempt {attempt} of {MOST_FAILURES})", give_up=error)
         return question()
 
-    def wait(self, why: str, *, at_most: float = float("inf"), give_up: Exception | None = None) -> None:
-        """Say why, once, and sleep.
+    def wait(
+        self, why: str, *, note: str = "", at_most: float = float("inf"), give_up: Exception | None = None
+    ) -> None:
+        """Say why, once for each note, and sleep: longer as long as the reason stays the same.
 
         Raises:
             give_up, or WindowNotReady: the time-out is over.
         """
         if why != self._said:
-            log.info("%s", why)
-            self._said = why
             self.reset()
+        if why != self._said or note:
+            log.info("%s%s", why, note)
+        self._said = why
         left = float("inf")
         if self._options.timeout is not None:
             left = self._started + self._options.timeout - time.monotonic()

@@ -39,7 +39,7 @@ from relex_core.manifest import WindowManifest
 from relex_core.observe import observe
 from relex_core.spec import RunSpec, load_spec
 from relex_core.storage import open_store, read_bytes, write_bytes
-from relex_core.watch import MOST_FAILURES, WatchOptions, watch
+from relex_core.watch import MOST_FAILURES, WatchOptions, _Clock, watch
 
 STEPS = [2, 4, 6, 8]
 FAST = ["--interval", "0.2", "--lease", "2"]
@@ -516,6 +516,19 @@ def test_a_permission_that_is_lacking_ends_the_watch_and_a_passing_failure_does_
             watch(spec.model_copy(update={"run_root": str(trajectory / "other")}), "test", lambda *_: None, options)
         assert caught.value.exit_code == 5  # type: ignore[attr-defined]
         assert len(front.seen("list", "")) == 3, "a lacking permission is not asked for again"
+
+
+def test_the_wait_grows_while_the_storage_fails_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, failures = list[float](), [StorageError("busy")] * 4 + [StorageError("slow")]
+
+    def question() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "answer"
+
+    monkeypatch.setattr("relex_core.watch.time.sleep", slept.append)
+    assert _Clock(WatchOptions(interval=60)).ask(question) == "answer"
+    assert slept == [2.0, 3.0, 4.5, 6.75, 2.0]
 
 
 def test_failures_of_the_run_directory_are_waited_out(
