@@ -16,7 +16,15 @@ from relex_core.checkpoints.contents import Checkpoint
 from relex_core.checkpoints.kinds import holds_adapter
 from relex_core.checkpoints.observed import ObservedStep
 from relex_core.checkpoints.safetensors_file import FLOATS
-from relex_core.errors import DataError, SpecError, WindowError, WindowNotReady
+from relex_core.errors import (
+    CheckpointChanged,
+    DataError,
+    ObjectExists,
+    ObjectNotFound,
+    SpecError,
+    WindowError,
+    WindowNotReady,
+)
 from relex_core.events import record_event
 from relex_core.manifest import (
     BaseRecord,
@@ -25,10 +33,12 @@ from relex_core.manifest import (
     TensorRecord,
     WindowManifest,
     load_manifest,
+    refuse_other_window,
 )
 from relex_core.observe import observe_settled, torn_below
+from relex_core.plan import refuse_impossible
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import ObjectInfo, exists, open_store, write_bytes
+from relex_core.storage import ObjectInfo, Store, exists, open_store
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
 COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
@@ -63,19 +73,42 @@ def collect(spec: RunSpec) -> WindowManifest:
     """
     store = open_store(spec.run_root)
     claim_run_directory(spec)
-    if exists(store, layout.WINDOW):
-        return load_manifest(spec.run_root)
-    manifest = find_window(spec)
-    write_bytes(store, layout.WINDOW, manifest.model_dump_json(indent=1).encode())
-    record_event(spec.run_root, "collected", steps=len(manifest.steps), digest=manifest.digest)
+    if not exists(store, layout.WINDOW):
+        _write_window(store, find_window(spec))
+    manifest = load_manifest(spec.run_root)
+    refuse_other_run(spec)  # which may have begun meanwhile
+    refuse_other_window(spec, manifest)
     return manifest
+
+
+def _write_window(store: Store, manifest: WindowManifest) -> None:
+    try:
+        store.create(layout.WINDOW, manifest.model_dump_json(indent=1).encode())
+    except ObjectExists:  # another process was faster: the first window stays
+        return
+    record_event(store.uri, "collected", steps=len(manifest.steps), digest=manifest.digest)
 
 
 def claim_run_directory(spec: RunSpec) -> None:
     """Write RUN/spec.json, unless the directory holds another run's window or captured steps; candidates and margins
     may change."""
-    if refuse_other_run(spec) != spec:
-        write_bytes(open_store(spec.run_root), layout.SPEC, spec.model_dump_json(indent=1).encode())
+    written = False
+    while not written and (old := refuse_other_run(spec)) != spec:
+        written = _write_spec(spec, new=old is None)
+
+
+def _write_spec(spec: RunSpec, *, new: bool) -> bool:
+    """Write RUN/spec.json, unless another process does so at the same time."""
+    store, data = open_store(spec.run_root), spec.model_dump_json(indent=1).encode()
+    taken = (ObjectExists,) if new else (CheckpointChanged, ObjectNotFound)
+    try:
+        if new:
+            store.create(layout.SPEC, data)
+        else:
+            store.replace(layout.SPEC, data, store.stat(layout.SPEC).generation)
+    except taken:
+        return False
+    return True
 
 
 def refuse_other_run(spec: RunSpec) -> RunSpec | None:
@@ -91,14 +124,20 @@ def refuse_other_run(spec: RunSpec) -> RunSpec | None:
         return None
     mine, theirs = spec.identity(), old.identity()
     changed = [name for name in mine if mine[name] != theirs[name]]
-    # Captured steps may serve another window or fit, but never be joined with those of another trajectory.
-    mixed = not {"trajectory", "layout"}.isdisjoint(changed) and any(store.list(layout.CAPTURED))
-    if mixed or (changed and exists(store, layout.WINDOW)):
+    captured = any(store.list(layout.CAPTURED))
+    # Captured steps may serve another window or fit, but never be joined with those of another trajectory. A fit that
+    # was refused, or has not begun, may be asked for otherwise.
+    mixed = captured and not {"trajectory", "layout"}.isdisjoint(changed)
+    window = changed and exists(store, layout.WINDOW)
+    if mixed or (window and (changed != ["fit"] or any(store.list("fit")))):
         raise SpecError(
             f"the run directory belongs to another spec: {', '.join(changed)} differ",
             where=f"{spec.run_root}/{layout.SPEC}",
             expected="; ".join(f"{name}: {theirs[name]}" for name in changed),
-            next_step="use another --out, or delete that directory if it is not needed any more",
+            next_step=f"use another --out, and copy {spec.run_root}/{layout.CAPTURED} into it: the trainer may have "
+            "deleted these steps"
+            if captured and not mixed
+            else "use another --out, or delete that directory if it is not needed any more",
         )
     return old
 
@@ -125,6 +164,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
     Raises:
         WindowNotReady: the window is not complete yet.
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
+        SpecError: `fit` asks for what a window of these steps cannot give.
     """
     base_files, base = _open_base(spec.base)
     steps = observe_settled(spec)
@@ -147,6 +187,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
         )
     manifest = _manifest(spec, base_files, base, window)
     refuse_identical_files(manifest)
+    refuse_impossible(spec.fit, manifest.steps)  # as long as the spec can be corrected
     return manifest
 
 

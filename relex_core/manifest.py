@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from relex_core import layout
-from relex_core.errors import DataError
+from relex_core.errors import DataError, SpecError
 from relex_core.spec import RunSpec
 from relex_core.storage import ObjectInfo, join_uri
 from relex_core.stored_json import load_stored
@@ -153,3 +153,19 @@ def load_manifest(run: str) -> WindowManifest:
             next_step=repair,
         )
     return manifest
+
+
+def refuse_other_window(spec: RunSpec, manifest: WindowManifest) -> None:
+    """Refuse a run directory whose window was not collected for its spec: two specs were started in it at once.
+
+    Raises:
+        SpecError: it was not.
+    """
+    wanted, found = (spec.window.t_cut, spec.base), (manifest.t_cut, manifest.base.uri)
+    if wanted != found:
+        raise SpecError(
+            f"{layout.WINDOW} is the window of another spec: t_cut {found[0]} of the base {found[1]}",
+            where=spec.run_root,
+            expected=f"t_cut {wanted[0]} of the base {wanted[1]}, as {layout.SPEC} says",
+            next_step="use another --out for one of the two specs; here, delete both files and collect again",
+        )

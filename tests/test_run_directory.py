@@ -20,8 +20,11 @@ from windows import trajectory, weights
 
 from relex_core.collect import collect, find_window
 from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowError, WindowNotReady
+from relex_core.fit import fit
 from relex_core.manifest import FileRecord, load_manifest
 from relex_core.spec import load_spec_of
+from relex_core.storage import ObjectInfo
+from relex_core.storage.local import LocalStore
 
 
 def test_collect_writes_spec_and_window(tmp_path: Path) -> None:
@@ -74,6 +77,50 @@ def test_a_run_directory_belongs_to_one_window_and_fit(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     assert "'t_cut': 4" in caught.value.expected
     assert load_spec_of(str(tmp_path / "run")).window.t_cut == 4
+
+
+def test_a_fit_that_cannot_be_is_refused_before_the_window_is_written(tmp_path: Path) -> None:
+    """And the corrected spec is taken; until the fit has begun also another fit of the same window."""
+    trajectory(tmp_path)
+    with pytest.raises(SpecError, match="the last 20 checkpoints, but the window holds 4"):
+        collect(make_spec(tmp_path, t_cut=4, fit={"trailing_averages": [20]}))
+    assert not (tmp_path / "run/window.json").exists()
+    first = collect(make_spec(tmp_path, t_cut=4, fit={"trailing_averages": [3]}))
+    again = make_spec(tmp_path, t_cut=4, fit={"trailing_averages": [2]})
+    assert collect(again) == first and load_spec_of(str(tmp_path / "run")) == again
+    fit(str(tmp_path / "run"))
+    with pytest.raises(SpecError, match="belongs to another spec: fit differ"):
+        collect(make_spec(tmp_path, t_cut=4, fit={"trailing_averages": [3]}))
+
+
+@pytest.mark.parametrize("moment", ["window.json", "spec.json"])
+def test_two_specs_that_start_at_once_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The other one runs to its end when the first is about to write."""
+    trajectory(tmp_path)
+    one, other = make_spec(tmp_path, t_cut=4), make_spec(tmp_path, t_cut=3)
+    real, waiting = LocalStore.create, [other]
+
+    def create(store: LocalStore, key: str, data: bytes) -> ObjectInfo:
+        if key == moment and waiting:
+            collect(waiting.pop())
+        return real(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "create", create)
+    with pytest.raises(SpecError, match="belongs to another spec: window differ"):
+        collect(one)
+    assert collect(other).t_cut == 3 and load_spec_of(other.run_root) == other
+
+
+def test_a_window_of_another_spec_is_not_fitted(tmp_path: Path) -> None:
+    trajectory(tmp_path)
+    collect(make_spec(tmp_path, t_cut=4))
+    spec = make_spec(tmp_path, t_cut=3)
+    (tmp_path / "run/spec.json").write_text(spec.model_dump_json())
+    for use in (lambda: collect(spec), lambda: fit(spec.run_root)):
+        with pytest.raises(SpecError, match="the window of another spec: t_cut 4"):
+            use()
 
 
 def test_candidates_margins_and_budget_may_change(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
 from relex_core.fit.artifact import FitArtifact, load_fit
-from relex_core.manifest import load_manifest
+from relex_core.manifest import load_manifest, refuse_other_window
 from relex_core.spec import load_spec_of
 from relex_core.storage import exists, open_store
 
@@ -51,7 +51,9 @@ def fit_shard(run: str, shard: int, shards: int, *, memory_budget: int | None = 
     """
     if _finished(run) is not None:
         return
-    if load_manifest(run).adapters:
+    manifest = load_manifest(run)
+    refuse_other_window(load_spec_of(run), manifest)
+    if manifest.adapters:
         from relex_core.fit.adapters import fit_adapters
 
         fit_adapters(run, shard, shards, memory_budget)
