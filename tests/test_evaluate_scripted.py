@@ -19,7 +19,7 @@ from relex_core.evaluate.scripted_backend import ScriptedGenerator
 from relex_core.evaluate.search import part, rounds
 from relex_core.report import build_report
 from relex_core.spec import resolve_spec
-from relex_core.storage import write_bytes
+from relex_core.storage import replace_seen
 from relex_core.tables import decision_text, results_text
 
 DATA = Path(__file__).parent / "data" / "small" / "run"
@@ -323,13 +323,13 @@ def test_weights_written_anew_under_the_same_name_are_another_finalist(run, monk
 
     assert [looks(dtype) for dtype in ("float32", "bfloat16", "bfloat16", "float32")] == [1, 2, 2, 2]
 
-    def killed(store, key, data):
+    def killed(store, key, data, seen):
         if key.endswith("confirm-confirm/samples.jsonl"):
             raise KeyboardInterrupt
-        return write_bytes(store, key, data)
+        return replace_seen(store, key, data, seen)
 
     with monkeypatch.context() as patch:
-        patch.setattr("relex_core.evaluate.stage.write_bytes", killed)
+        patch.setattr("relex_core.evaluate.stage.replace_seen", killed)
         with pytest.raises(KeyboardInterrupt):
             looks("float16")
     assert looks("int8") == 3, "float16 gave no answer that anybody saw"

@@ -154,12 +154,14 @@ from relex_core.evaluate import evaluate, stage
 from relex_core.storage.local import LocalStore
 
 def die_at(doomed):
-    real = LocalStore.open_write
-    def open_write(self, key):
-        if key.endswith(doomed):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, key)
-    LocalStore.open_write = open_write
+    def deadly(real):
+        def write(self, key, *data):
+            if key.endswith(doomed):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, key, *data)
+        return write
+    for name in ("open_write", "create", "replace"):
+        setattr(LocalStore, name, deadly(getattr(LocalStore, name)))
     evaluate(run)
 
 run, left = sys.argv[1], []

@@ -29,7 +29,7 @@ from relex_core.gate import gate
 from relex_core.manifest import WindowManifest
 from relex_core.publish import NOTHING_YET, publish, published
 from relex_core.run import RunResult, run
-from relex_core.storage import Store, open_store, write_bytes
+from relex_core.storage import ObjectInfo, Store, open_store, replace_seen, write_bytes
 
 WON, LOST = "relex-step00020-scale1.00", "relex-step00040-scale1.00"
 
@@ -309,6 +309,44 @@ def test_a_result_that_another_process_wrote_meanwhile_is_not_written_again(
     evaluate(spec.run_root)
     assert len(written) > 10
     assert {path: path.stat().st_ino for path in folder.glob("run/eval/*/*/*.json*")} == written
+
+
+@pytest.mark.parametrize("key", ["samples.jsonl", "summary.json"])
+def test_a_slower_process_does_not_replace_what_it_has_not_seen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """It is about to store a part of what the faster one, meanwhile, measured whole and decided on."""
+    spec = make_spec(folder, candidates={"target_steps": list(range(20, 40, 2))})
+    run(make_spec(folder, evaluation=None, candidates={"target_steps": list(range(20, 40, 2))}))
+    collect(spec)
+    real, waiting, decided = replace_seen, [True], list[str]()
+
+    def slower(store: Store, name: str, data: bytes, seen: ObjectInfo | None) -> ObjectInfo:
+        if waiting and name.endswith(key) and "relex-step" in name:
+            waiting.pop()
+            evaluate(spec.run_root)
+            decided.append(decide(spec.run_root).model_dump_json(exclude={"cost"}))
+        return real(store, name, data, seen)
+
+    monkeypatch.setattr("relex_core.evaluate.stage.replace_seen", slower)
+    evaluate(spec.run_root)
+    [before] = decided
+    assert decide(spec.run_root).model_dump_json(exclude={"cost"}) == before
+
+
+def test_samples_that_are_not_the_summarys_are_measured_again(folder: Path) -> None:
+    """A writer was killed between the two."""
+    spec = make_spec(folder)
+    run(spec)
+    samples = next(folder.glob("run/eval/base/*-confirm/samples.jsonl"))
+    whole = samples.read_bytes()
+    samples.write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+    with pytest.raises(DataError, match="the samples are not those") as caught:
+        decide(spec.run_root)
+    assert caught.value.next_step == f"relex evaluate {spec.run_root}"
+    evaluate(spec.run_root)
+    assert samples.read_bytes() == whole
+    decide(spec.run_root)
 
 
 def test_a_run_that_another_process_has_finished_meanwhile_is_finished(

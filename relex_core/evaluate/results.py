@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from relex_core import layout
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.evaluate.grade import UNKNOWN
-from relex_core.evaluate.samples import Row, samples_key
+from relex_core.evaluate.samples import Row, rows_of, samples_key
 from relex_core.evaluate.statistics import accuracy
 from relex_core.evaluate.tasks import Split
 from relex_core.manifest import digest_of
@@ -169,9 +168,9 @@ def read_samples(store: Store, result: EvalResult) -> list[Row]:
             "the samples are not those that summary.json was made of",
             where=join_uri(store.uri, key),
             expected=f"sha256 {result.samples_sha256}",
-            next_step=f"delete {layout.SUMMARY} beside it, then run relex evaluate",
+            next_step=f"relex evaluate {store.uri}",
         )
-    return [json.loads(line) for line in data.decode().split("\n") if line]
+    return rows_of(data)
 
 
 def finalist(results: Iterable[EvalResult], steps: Mapping[str, int | None]) -> EvalResult:

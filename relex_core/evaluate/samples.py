@@ -11,6 +11,7 @@ from the plan alone: which of them existed before makes no difference to the byt
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -68,7 +69,10 @@ class BatchStore:
     def __init__(self, store: Store, folder: str, key: str) -> None:
         self._store, self._evaluation, self._folder = store, folder, f"{folder}/batches"
         self.key = key.rpartition(":")[2][:16]
-        self._sampled = self._stored()
+        self.samples_sha256 = ""
+        """Of samples.jsonl as it was last read."""
+        self._sampled: dict[tuple[str, int], Completion] = {}
+        self.look_again()
 
     def missing(self, batches: Sequence[Batch]) -> list[Batch]:
         """Those that are still to be generated."""
@@ -87,7 +91,7 @@ class BatchStore:
         try:
             lines = read_bytes(self._store, self._name(batch)).decode().split("\n")
         except ObjectNotFound:  # another process measured the same, was faster, and has merged the batches
-            self._sampled = self._stored()
+            self.look_again()
             if sampled := self._from_samples(batch):
                 return sampled
             raise
@@ -101,17 +105,22 @@ class BatchStore:
                 measure more of it.
         """
         if infos := list(self._store.list(self._folder)):
-            self._sampled = self._stored()
+            self.look_again()
             needed = {self._name(batch) for batch in batches if not self._from_samples(batch)}
             for info in infos:
                 if info.name not in needed:
                     self._store.delete(info.name)
 
-    def _stored(self) -> dict[tuple[str, int], Completion]:
-        """The completions of samples.jsonl, by question and sample."""
-        rows = [row for row in _stored_rows(self._store, self._evaluation) if row.get("generation") == self.key]
+    def look_again(self) -> None:
+        """Read samples.jsonl, which another process may have written."""
+        try:
+            data = read_bytes(self._store, samples_key(self._evaluation))
+        except ObjectNotFound:
+            data = b""
+        self.samples_sha256 = hashlib.sha256(data).hexdigest()
+        rows = [row for row in rows_of(data) if row.get("generation") == self.key]
         fields = ("text", "tokens", "finish_reason")
-        return {(row["id"], row["sample"]): Completion(*(row[field] for field in fields)) for row in rows}
+        self._sampled = {(row["id"], row["sample"]): Completion(*(row[field] for field in fields)) for row in rows}
 
     def _from_samples(self, batch: Batch) -> list[Completion]:
         """The completions of a batch that samples.jsonl holds; none unless it holds all of them."""
@@ -153,9 +162,6 @@ def to_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _stored_rows(store: Store, folder: str) -> list[Row]:
-    try:
-        data = read_bytes(store, samples_key(folder))
-    except ObjectNotFound:
-        return []
-    return [json.loads(line) for line in data.decode().split("\n") if line]
+def rows_of(samples: bytes) -> list[Row]:
+    """What `to_jsonl` made bytes of."""
+    return [json.loads(line) for line in samples.decode().split("\n") if line]

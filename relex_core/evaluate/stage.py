@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relex_core import layout
+from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound
 from relex_core.evaluate.candidates import Candidate
 from relex_core.evaluate.generate import Sampling, conditions, open_generator
 from relex_core.evaluate.grade import Grader, grader_key, open_grader
@@ -21,12 +22,15 @@ from relex_core.events import record_event
 from relex_core.manifest import WindowManifest, digest_of
 from relex_core.progress import progress
 from relex_core.spec import EvaluationSpec, SplitSpec
-from relex_core.storage import Store, open_store, write_bytes
+from relex_core.storage import Store, find, open_store, replace_seen
 
 log = logging.getLogger("relex")
 
 Part = Collection[int] | None
 """Indices of batches; None for all."""
+
+STORE_ATTEMPTS = 10
+"""Of storing a result that others store, too."""
 
 
 @contextmanager
@@ -125,9 +129,9 @@ class Evaluation:
     def result(self, advance: Callable[..., None]) -> EvalResult:
         """The finished evaluation, whatever it takes."""
         stage, key = self.stage, self._key(self.part)
-        finished = BatchStore(stage.store, self.folder, digest_of(generation_key(key)))
         result = self._stored_result()
-        if result is not None and covers(result.key, key):
+        finished = BatchStore(stage.store, self.folder, digest_of(generation_key(key)))
+        if result is not None and self._is_measured(result, finished):
             advance(sum(len(batch.questions) for batch in self.plan), self.candidate.name)
         else:
             started = time.monotonic()
@@ -178,11 +182,35 @@ class Evaluation:
                 advance(len(prompts), self.candidate.name)
 
     def _grade(self, finished: BatchStore) -> EvalResult:
-        """Grade what is asked for, and what else samples.jsonl holds of the same generation: it must not be lost.
+        """Grade and store what is asked for.
 
-        Where another process has measured the same meanwhile, its result counts: it may have been decided upon.
+        Where another process measures the same, none replaces what it has not seen: a result may have been decided on.
         """
-        store, part = self.stage.store, self.part
+        store, split = self.stage.store, self.split
+        summary_key = f"{self.folder}/{layout.SUMMARY}"
+        for attempts_left in reversed(range(STORE_ATTEMPTS)):
+            seen = {key: find(store, key) for key in (samples_key(self.folder), summary_key)}
+            latest = self._stored_result()
+            finished.look_again()
+            if latest is not None and self._is_measured(latest, finished):
+                return latest
+            if latest is not None and split == "confirm":
+                remember_look(store, self.folder, latest)
+            samples, result = self._graded(finished)
+            stored = samples, result.model_dump_json(indent=1).encode()
+            try:
+                for (key, info), data in zip(seen.items(), stored, strict=True):
+                    replace_seen(store, key, data, info)
+                return result
+            except (ObjectExists, ObjectNotFound, CheckpointChanged):  # another process was faster: look again
+                if not attempts_left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _graded(self, finished: BatchStore) -> tuple[bytes, EvalResult]:
+        """samples.jsonl and its summary: of what is asked for, and of what else samples.jsonl holds of the same
+        generation, which must not be lost."""
+        part = self.part
         if part is not None:
             everything = plan(self.task, self.sampling)
             held = {batch.index for batch in everything} - {b.index for b in finished.missing(everything)}
@@ -191,16 +219,12 @@ class Evaluation:
         grader = self.stage.grader(self.sampling.task.grader)
         rows = graded_rows(plan(self.task, self.sampling, part), finished, grader)
         samples = to_jsonl(rows)
-        result = summarise(self.candidate.name, self.split, self._key(part), rows, samples, self.task.warnings)
-        if (latest := self._stored_result()) is not None:
-            if covers(latest.key, self._key(self.part)):
-                return latest
-            if self.split == "confirm":
-                remember_look(store, self.folder, latest)
-            store.delete(f"{self.folder}/{layout.SUMMARY}")  # before its samples go
-        write_bytes(store, samples_key(self.folder), samples)
-        write_bytes(store, f"{self.folder}/{layout.SUMMARY}", result.model_dump_json(indent=1).encode())
-        return result
+        return samples, summarise(self.candidate.name, self.split, self._key(part), rows, samples, self.task.warnings)
+
+    def _is_measured(self, result: EvalResult, finished: BatchStore) -> bool:
+        """Whether a stored result holds what is asked for. A writer that was killed may have left the samples of one
+        evaluation beside the summary of another."""
+        return covers(result.key, self._key(self.part)) and result.samples_sha256 == finished.samples_sha256
 
     def _stored_result(self) -> EvalResult | None:
         return read_result(self.stage.store, self.candidate.name, self.task.name, self.split)

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from relex_core.storage.base import ObjectInfo, Store, Writer, exists, read_bytes, write_bytes
+from relex_core.storage.base import (
+    ObjectInfo,
+    Store,
+    Writer,
+    exists,
+    find,
+    read_bytes,
+    replace_seen,
+    write_bytes,
+)
 from relex_core.storage.local import LocalStore
 from relex_core.storage.uri import absolute_uri, join_uri, split_uri
 
@@ -25,11 +34,13 @@ __all__ = [
     "Writer",
     "absolute_uri",
     "exists",
+    "find",
     "is_distant",
     "join_uri",
     "open_store",
     "open_stores",
     "read_bytes",
+    "replace_seen",
     "split_uri",
     "write_bytes",
 ]

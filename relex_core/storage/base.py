@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from relex_core.errors import CheckpointChanged
+from relex_core.errors import CheckpointChanged, ObjectNotFound
 
 READ_ATTEMPTS = 5
 """Of a small object that others replace while it is read."""
@@ -108,10 +108,21 @@ def write_bytes(store: Store, key: str, data: bytes) -> None:
 
 def exists(store: Store, key: str) -> bool:
     """Whether there is such an object."""
-    from relex_core.errors import ObjectNotFound
+    return find(store, key) is not None
 
+
+def find(store: Store, key: str) -> ObjectInfo | None:
+    """What `stat` says; None where there is no such object."""
     try:
-        store.stat(key)
+        return store.stat(key)
     except ObjectNotFound:
-        return False
-    return True
+        return None
+
+
+def replace_seen(store: Store, key: str, data: bytes, seen: ObjectInfo | None) -> ObjectInfo:
+    """Write a small object in place of what `find` gave, in one step.
+
+    Raises:
+        ObjectExists, ObjectNotFound, CheckpointChanged: something else is there by now.
+    """
+    return store.create(key, data) if seen is None else store.replace(key, data, seen.generation)
