@@ -1,6 +1,7 @@
 """A pipeline of one's own around relex: decide on a window, then register the checkpoint and tell the trainer.
 
-python examples/kubeflow_downstream.py relex.yaml downstream.yaml        # relex.yaml: python -m relex_kfp compile ...
+python -m relex_kfp compile ...                                        # writes relex-pipeline.yaml
+python examples/kubeflow_downstream.py relex-pipeline.yaml downstream.yaml
 """
 
 import sys

@@ -78,7 +78,11 @@ spec_argument = click.argument("spec", callback=_spec)
 @command
 def compile_command(profile: str, parallelism: int, resources: bool, out: Path, **settings: Any) -> None:
     """Write the pipeline as one YAML file to upload."""
-    from relex_kfp.pipelines.relex_pipeline.compile import compile_pipeline, refuse_floating_image
+    from relex_kfp.pipelines.relex_pipeline.compile import (
+        compile_pipeline,
+        refuse_floating_image,
+        refuse_overwriting,
+    )
     from relex_kfp.pipelines.relex_pipeline.profiles import RESOURCES, USED_BY, Settings
 
     for option, profiles in {**USED_BY, "resources": RESOURCES}.items():
@@ -86,6 +90,7 @@ def compile_command(profile: str, parallelism: int, resources: bool, out: Path, 
             refuse_unused(f"--profile {' or '.join(profiles)}", option)
     refuse_floating_image(settings["image"])
     refuse_floating_image(settings["gpu_image"] or settings["image"])
+    refuse_overwriting(out)
     compile_pipeline(profile, Settings(**settings), out, resources=resources, parallelism=parallelism)
     click.echo(out)
 

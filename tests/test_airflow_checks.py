@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from relex_airflow.judgement import Judgement, judge, verdict_of  # noqa: E402
 from relex_core import cli, layout  # noqa: E402
 from relex_core.collect import collect  # noqa: E402
 from relex_core.errors import DataError, ObjectNotFound, RelexError, SpecError, StorageError, WindowNotReady  # noqa: E402
+from relex_core.json_text import DuplicateKey  # noqa: E402
 from relex_core.manifest import load_manifest  # noqa: E402
 from relex_core.spec import RunSpec, load_spec  # noqa: E402
 from relex_core.stages import BY_NAME  # noqa: E402
@@ -144,3 +147,43 @@ def test_a_stored_spec_is_read_from_its_bucket(fake_gcs: str, monkeypatch: pytes
     assert load_manifest(run).steps == (1, 2, 3, 4)
     with pytest.raises(ObjectNotFound):
         load_spec(f"{run}/none.json")
+
+
+def form_of(shared: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Defaults of the ready DAG's form; Airflow's own classes stand aside."""
+    pipelines = Path(__file__).parents[1] / "pipelines"
+    given: dict[str, Any] = {}
+    stands_in = {
+        "airflow": SimpleNamespace(),
+        "airflow.sdk": SimpleNamespace(Param=lambda default, **_options: default),
+        "relex_airflow.dag": SimpleNamespace(build_dag=lambda *_arguments, **options: given.update(options)),
+        "relex_airflow.places": SimpleNamespace(Local=None, Place=None, Pods=lambda **_options: None),
+    }
+    for name, module in stands_in.items():
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    monkeypatch.setenv("RELEX_SPEC", str(shared))
+    runpy.run_path(str(pipelines / "dags/relex_dag.py"))
+    form: dict[str, Any] = runpy.run_path(str(pipelines / "relex_airflow/params.py"))["params_of"](given["spec"])
+    return form
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("100", 100), ("0100", 100), ("1:10", "1:10"), ("0x10", "0x10"), ("null", None)]
+)
+def test_the_ready_dag_reads_the_shared_spec_as_relex_does(
+    written: str, read: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left text is refused by the form, which asks for an integer."""
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(f"base: /b\nwindow: {{t_cut: {written}}}\nnote: größer\n", encoding="utf-8")
+    form = form_of(shared, monkeypatch)
+    assert (form["base"], form["t_cut"], form["spec"]["note"]) == ("/b", read, "größer")
+
+
+def test_the_ready_dag_refuses_a_shared_spec_with_a_field_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared.yaml"
+    shared.write_text("base: /b\nbase: /c\n")
+    with pytest.raises(DuplicateKey, match="line 2: 'base' stands twice"):
+        form_of(shared, monkeypatch)

@@ -54,6 +54,40 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path, bad, message):
     assert caught.value.exit_code == 4
 
 
+def test_keys_of_other_names_are_shown_and_lead_to_task_fields(tmp_path):
+    spec = write(tmp_path / "a.jsonl", {"question": "1+1=", "answer": "2"}, {"question": "1+2=", "answer": "3"})
+    with pytest.raises(DataError) as caught:
+        load_task(spec)
+    assert caught.value.what == "prompt: Field required; the keys here: 'question', 'answer'"
+    assert caught.value.expected.startswith('{"prompt": "12+34=", "answer": "46"}')
+    assert "task.fields: {question: KEY, answer: KEY}" in caught.value.next_step
+    chosen = TaskSpec(name="addition", file=spec.file, fields={"question": "question"})
+    assert [question.prompt for question in load_task(chosen).questions] == ["1+1=", "1+2="]
+
+
+@pytest.mark.parametrize("bad", [{"question": "1+1=", "answer": "2"}, {"problem": "", "solution": "2"}, [1], "{"])
+def test_what_is_expected_of_a_line_has_the_keys_of_task_fields(tmp_path, bad):
+    file = write(tmp_path / "a.jsonl", bad).file
+    spec = TaskSpec(name="addition", file=file, fields={"question": "problem", "answer": "solution"})
+    with pytest.raises(DataError) as caught:
+        load_task(spec)
+    assert caught.value.expected.startswith('{"problem": "12+34=", "solution": "46"}')
+
+
+def test_a_line_of_many_keys_shows_some_and_a_null_is_not_a_lacking_key(tmp_path):
+    many = {f"key-{index}": index for index in range(30)}
+    with pytest.raises(
+        DataError, match=r"prompt: Field required; the keys here: 'key-0', .*'key-9', \.\.\.\n"
+    ) as caught:
+        load_task(write(tmp_path / "a.jsonl", many))
+    assert "key-10" not in caught.value.what
+    with pytest.raises(DataError, match="the keys here: none"):
+        load_task(write(tmp_path / "a.jsonl", {}))
+    with pytest.raises(DataError, match="answer: null") as caught:
+        load_task(write(tmp_path / "a.jsonl", row("1+1=", None)))
+    assert caught.value.next_step == "correct the line"
+
+
 @pytest.mark.parametrize("rows", [[], [row("1+1=", "2")]])
 def test_a_file_without_enough_questions_for_error_bars_is_refused(tmp_path, rows):
     with pytest.raises(DataError, match=f"has {len(rows)} questions"):

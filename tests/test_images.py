@@ -76,7 +76,7 @@ def docker_host() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def pipeline(image: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pipeline, compiled as the documentation says, for a cluster without GPUs."""
-    path = tmp_path_factory.mktemp("compiled") / "relex.yaml"
+    path = tmp_path_factory.mktemp("compiled") / "relex-pipeline.yaml"
     name = f"{IMAGE.rpartition(':')[0]}@{image['Digest']}"
     command = [sys.executable, "-m", "relex_kfp", "compile", "--profile", "kubernetes", "--image", name]
     subprocess.run([*command, "--gpu-count", "0", "--out", str(path)], check=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from google.protobuf import json_format
 from kfp.components import load_component_from_file
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
@@ -231,6 +231,39 @@ def test_an_option_that_would_be_ignored_or_an_output_that_cannot_be_is_bad_usag
     done = CliRunner().invoke(main, ["compile", "--profile", profile, "--image", IMAGE, *options])
     assert (done.exit_code, list(tmp_path.iterdir())) == (2, []), done.output
     assert message in done.output
+
+
+def compiled_to(out: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["compile", "--profile", "gke", "--image", IMAGE, *options, "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base: b\ntrajectory: t\nwindow: {t_cut: 8}\n",
+        "kind: Pipeline\n",
+        "[1]",
+        "a: [",
+        "\x00",
+        "components: {}\n---\n- 1\n",
+    ],
+)
+def test_a_file_that_is_no_compiled_pipeline_is_not_overwritten(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "relex.yaml"
+    out.write_text(text)
+    done = compiled_to(out)
+    assert (done.exit_code, out.read_text()) == (2, text), done.output
+    assert "no compiled pipeline" in done.output and str(out) in done.output
+    assert "give another --out, for example relex-pipeline.yaml" in done.output
+
+
+def test_a_compiled_pipeline_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    out = tmp_path / "relex-pipeline.yaml"
+    out.touch()  # as mktemp leaves it
+    for options in ((), ("--resources",), ()):
+        done = compiled_to(out, *options)
+        assert done.exit_code == 0, done.output
+    assert "pipelineInfo" in documents(out)[0]
 
 
 @pytest.mark.parametrize("image", ["relex:latest", "relex@sha256:0123", ""])

@@ -383,6 +383,78 @@ def test_files_that_cannot_be_read_are_refused_with_their_path(tmp_path: Path) -
         assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "text", ["base: b\nwindow:\n\tt_cut: 8\n", "base: b\nwindow:\n \tt_cut: 8\n", "base: b\nfit: {\n\trank: 1}\n"]
+)
+def test_a_tab_is_refused_with_its_line_and_what_to_do(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError, match="the spec is not YAML") as caught:
+        load_spec(write(tmp_path / "s.yaml", text))
+    assert (caught.value.expected, caught.value.next_step) == (
+        "no tab before a field; there is one in line 3",
+        "indent with spaces",
+    )
+
+
+def test_another_fault_of_yaml_says_what_a_spec_is(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="line 2, column 1") as caught:
+        load_spec(write(tmp_path / "s.yaml", "base: [\n"))
+    assert caught.value.expected.startswith("base, trajectory, window") and "docs/spec.md" in caught.value.next_step
+
+
+@pytest.mark.parametrize("data", ["base: müller\n".encode("latin-1"), "base: b\n".encode("utf-16")])
+def test_a_spec_in_another_encoding_is_refused_with_what_to_do(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "s.yaml").write_bytes(data)
+    with pytest.raises(SpecError, match="no text in UTF-8") as caught:
+        load_spec(tmp_path / "s.yaml")
+    assert caught.value.expected == "UTF-8" and caught.value.next_step.startswith("save it as UTF-8")
+
+
+def grader_of(name: object) -> dict[str, Any]:
+    return {"evaluation": {**EVALUATION, "select": {"task": {**SPLIT["task"], "grader": name}}}}
+
+
+@pytest.mark.parametrize(
+    ("grader", "fault"),
+    [
+        ("maths", "expected exact, choice, math, paper or module:function; did you mean 'math'? (got 'maths')"),
+        ("Exact", "expected exact, choice, math, paper or module:function; did you mean 'exact'? (got 'Exact')"),
+        ("zzz", "expected exact, choice, math, paper or module:function (got 'zzz')"),
+        ("a b:c", "expected exact, choice, math, paper or module:function (got 'a b:c')"),
+        ("math\n", "expected exact, choice, math, paper or module:function; did you mean 'math'?"),
+        (3, "Input should be a valid string (got 3)"),
+    ],
+)
+def test_an_unknown_grader_is_refused_with_the_nearest_known_one(grader: object, fault: str) -> None:
+    assert f"evaluation.select.task.grader: {fault}" in refusal(**grader_of(grader))
+
+
+@pytest.mark.parametrize("grader", ["exact", "choice", "math", "paper", "grade:grade", "my.graders:_same"])
+def test_graders_are_named_or_functions(grader: str) -> None:
+    evaluation = resolve(**grader_of(grader)).evaluation
+    assert evaluation and evaluation.select_splits[0].task.grader == grader
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"candidates": {"baselines": ["trailing_average"]}},
+        {"window": {"t_cut": 4, "first": 5}},
+        {"evaluation": {**EVALUATION, "select": {"task": {"name": "a"}}}},
+    ],
+)
+def test_a_fault_of_a_whole_section_shows_no_dump_of_it(sections: dict[str, Any]) -> None:
+    assert "(got" not in refusal(**sections)
+
+
+def test_specs_are_read_as_relex_reads_yaml_and_never_otherwise() -> None:
+    """YAML 1.1 reads 0100 as 64 and 1:10 as 70, and PyYAML keeps the last of two equal keys."""
+    root = Path(__file__).parents[1]
+    folders = ("relex_core", "relex_kfp", "components", "pipelines", "examples")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    reads = {path for path in files if re.search(r"\byaml\.(\w+_)?load\(|\bsafe_load\b", path.read_text())}
+    assert reads == {root / "relex_core/yaml_text.py"}
+
+
 def test_a_resolved_spec_reads_back_as_itself(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path / "relex.yaml", EXAMPLE))
     assert RunSpec.model_validate_json(spec.model_dump_json()) == spec

@@ -13,10 +13,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
-
 from relex_airflow.dag import build_dag
 from relex_airflow.places import Local, Place, Pods
+from relex_core.yaml_text import parse_yaml
 
 IMAGE = "relex-cpu:0.1.0"
 """As `make images` names it; a cluster needs one that it can pull, named by its digest."""
@@ -38,7 +37,7 @@ shared = os.environ.get("RELEX_SPEC")
 dag = build_dag(
     "relex",
     place(),
-    spec=yaml.safe_load(Path(shared).read_text()) if shared else None,
+    spec=parse_yaml(Path(shared).read_text(encoding="utf-8")) if shared else None,
     gcp_conn_id=os.environ.get("RELEX_GCP_CONN_ID") or None,
     poke_seconds=float(os.environ.get("RELEX_POKE_SECONDS", "60")),
 )

@@ -26,7 +26,7 @@ def params_of(defaults: Mapping[str, Any]) -> dict[str, Param]:
         "base": _place(defaults, "base", "Folder of the model that the RL run started from."),
         "trajectory": _place(defaults, "trajectory", "The folder that holds the step folders."),
         "t_cut": Param(
-            dict(defaults.get("window", {})).get("t_cut"),
+            _t_cut(defaults),
             type=["null", "integer"],
             minimum=1,
             title="T_cut",
@@ -68,6 +68,12 @@ def resolve(params: Mapping[str, Any]) -> RunSpec:
             next_step="add the section; to only write candidates, use relex run",
         )
     return spec
+
+
+def _t_cut(defaults: Mapping[str, Any]) -> Any:
+    """As the spec reads it: 0100 is text in YAML, as relex reads that, and means 100."""
+    t_cut = dict(defaults.get("window", {})).get("t_cut")
+    return int(t_cut) if isinstance(t_cut, str) and t_cut.isdecimal() else t_cut
 
 
 def _place(defaults: Mapping[str, Any], name: str, description: str) -> Param:

@@ -1,9 +1,12 @@
 """Pipeline + profile -> YAML: two compiles of the same source give the same bytes."""
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import yaml
 from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
@@ -12,6 +15,7 @@ from relex_core.errors import SpecError
 from relex_kfp.components import BASE_IMAGE
 from relex_kfp.pipelines.relex_pipeline.pipeline import NAME, build_pipeline
 from relex_kfp.pipelines.relex_pipeline.profiles import PROFILES, RESOURCES, Settings
+from relex_kfp.pipelines.trigger.submission import LOADER
 
 COMPILED = Path(__file__).parent / "compiled"
 """The pipeline for each profile, with the image's name as `make images` gives it: for reading, and for running it
@@ -67,6 +71,32 @@ def refuse_floating_image(image: str) -> None:
             expected="NAME@sha256:DIGEST",
             next_step="podman push prints the digest; so does: skopeo inspect docker://IMAGE",
         )
+
+
+def refuse_overwriting(path: Path) -> None:
+    """A compiled pipeline is replaced by the next one; a spec, also YAML, cannot be compiled again.
+
+    Raises:
+        SpecError: there is a file, and it is neither empty nor a compiled pipeline.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), LOADER))
+    except (OSError, ValueError, yaml.YAMLError):
+        documents = []
+    if not any(isinstance(one, dict) and _is_pipeline(one) for one in documents):
+        raise SpecError(
+            "the file is there, and is no compiled pipeline",
+            where=str(path),
+            expected="no file of this name, or an earlier compiled pipeline",
+            next_step="give another --out, for example relex-pipeline.yaml",
+        )
+
+
+def _is_pipeline(document: Mapping[str, Any]) -> bool:
+    """As plain YAML, or as one of the resources."""
+    return "pipelineInfo" in document or str(document.get("apiVersion")).startswith("pipelines.kubeflow.org/")
 
 
 if __name__ == "__main__":

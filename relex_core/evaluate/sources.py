@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -18,6 +19,8 @@ NotBlank = Annotated[str, StringConstraints(pattern=r"\S")]
 
 # reasoning-gym repeats itself; this many times the wanted number is looked at before we give up.
 MOST_DRAWS = 20
+MOST_KEYS = 10
+"""Shown of a line that lacks one."""
 
 
 class Item(BaseModel):
@@ -57,7 +60,7 @@ def _from_file(spec: TaskSpec) -> tuple[list[Item], str]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             where = f"{spec.file}, line {number}"
-            items.append(_item(_json(line, where), spec.fields, number, where))
+            items.append(_item(_json(line, spec.fields, where), spec.fields, number, where))
     return items, digest
 
 
@@ -114,13 +117,13 @@ def _rows(drawn: Any) -> Iterator[dict[str, Any]]:
     return (drawn[index] for index in range(len(drawn)))
 
 
-def _json(line: bytes, where: str) -> dict[str, Any]:
+def _json(line: bytes, fields: FieldsSpec, where: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except ValueError as error:
-        raise _fault(where, f"the line is not JSON: {error}") from None
+        raise _fault(where, fields, f"the line is not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise _fault(where, "the line should be an object")
+        raise _fault(where, fields, "the line should be an object")
     return data
 
 
@@ -136,22 +139,34 @@ def _item(data: dict[str, Any], fields: FieldsSpec, number: int, where: str) -> 
     }
     names = {"prompt": fields.question, "answer": fields.answer, "id": fields.id}
     for field, value in given.items():
+        if value is None and names[field] in data:
+            raise _fault(where, fields, f"{names[field]}: null")
         if value is None:
-            raise _fault(where, f"{names[field]}: Field required")
+            raise _lacking(where, fields, names[field], data)
     try:
         return Item.model_validate(given)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         empty = fault["type"] == "string_pattern_mismatch"
-        raise _fault(where, f"{names[str(fault['loc'][0])]}: {'empty' if empty else fault['msg']}") from None
+        raise _fault(where, fields, f"{names[str(fault['loc'][0])]}: {'empty' if empty else fault['msg']}") from None
 
 
-def _fault(where: str, what: str) -> DataError:
+def _fault(where: str, fields: FieldsSpec, what: str, next_step: str = "correct the line") -> DataError:
+    example = json.dumps({fields.question: "12+34=", fields.answer: "46"}, ensure_ascii=False)
     return DataError(
-        what,
-        where=where,
-        expected='{"prompt": "12+34=", "answer": "46"}: not empty, text, and no prompt twice',
-        next_step="correct the line",
+        what, where=where, expected=f"{example}: not empty, text, and no prompt twice", next_step=next_step
+    )
+
+
+def _lacking(where: str, fields: FieldsSpec, name: str, data: Mapping[str, Any]) -> DataError:
+    """Mostly the file is right, and its keys have other names."""
+    found = ", ".join(f"{key!r:.40}" for key in islice(data, MOST_KEYS)) or "none"
+    more = ", ..." if len(data) > MOST_KEYS else ""
+    return _fault(
+        where,
+        fields,
+        f"{name}: Field required; the keys here: {found}{more}",
+        "say which keys to read with task.fields: {question: KEY, answer: KEY}, or correct the line",
     )
 
 

@@ -27,7 +27,9 @@ def all_faults(error: ValidationError, heading: str = "the spec is wrong:") -> s
                 lines.append(f"  - {name}: an empty list; give at least {fault['ctx']['min_length']}")
         else:
             message = " ".join(fault["msg"].removeprefix("Value error, ").split())
-            lines.append(f"  - {name}: {message} (got {fault['input']!r:.80})")
+            # A section's fields contradict each other: the message names them, its dump would be cut off before them.
+            whole = fault["type"] == "value_error" and isinstance(fault["input"], dict)
+            lines.append(f"  - {name}: {message}" + ("" if whole else f" (got {fault['input']!r:.80})"))
     return "\n".join(lines)
 
 

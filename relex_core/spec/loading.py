@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,25 @@ def load_spec(path: str | Path, *, out: str | None = None) -> RunSpec:
         ) from error
     except DuplicateKey as error:
         raise _given_twice(error, str(path)) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"the spec is no text in UTF-8: {error.reason} at byte {error.start}",
+            where=str(path),
+            expected="UTF-8",
+            next_step="save it as UTF-8, or give the path of a YAML file",
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"the spec is not {kind}: {error}", where=str(path)) from error
+        raise _unreadable(kind, text, error, str(path)) from error
     return resolve_spec(data, where=str(path), folder=path.resolve().parent, out=out)
+
+
+def _unreadable(kind: str, text: str, error: Exception, where: str) -> SpecError:
+    expected, next_step = "base, trajectory, window: {t_cut: N}", "correct the file; docs/spec.md has every field"
+    tab = re.search(r"^ *\t", text, re.MULTILINE) if kind == "YAML" else None
+    if tab:  # the parser says neither that it is a tab which is wrong nor what would be right
+        line = text.count("\n", 0, tab.start()) + 1
+        expected, next_step = f"no tab before a field; there is one in line {line}", "indent with spaces"
+    return SpecError(f"the spec is not {kind}: {error}", where=where, expected=expected, next_step=next_step)
 
 
 def _given_twice(error: DuplicateKey, where: str) -> SpecError:

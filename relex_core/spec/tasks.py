@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import Annotated
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from relex_core.spec.sections import Location, Section
 
@@ -63,7 +65,19 @@ class FieldsSpec(Section):
     """Optional in the data: else the line number."""
 
 
-Grader = Annotated[str, Field(pattern=r"^(exact|choice|math|paper|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+GRADERS = ("exact", "choice", "math", "paper")
+
+
+def _known_grader(grader: str) -> str:
+    """A pattern's fault would show a regular expression."""
+    if grader in GRADERS or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", grader):
+        return grader
+    match = difflib.get_close_matches(grader.lower(), GRADERS, n=1)
+    hint = f"; did you mean {match[0]!r}?" if match else ""
+    raise ValueError(f"expected {', '.join(GRADERS)} or module:function{hint}")
+
+
+Grader = Annotated[str, AfterValidator(_known_grader)]
 
 
 class TaskSpec(Section):

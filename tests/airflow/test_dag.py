@@ -113,6 +113,8 @@ def test_the_form_gives_a_spec() -> None:
     shared = {"base": "gs://b/m", "window": {"t_cut": 7, "first": 3}, "evaluation": EVALUATION}
     spec = resolve(filled(shared, trajectory="gs://b/t"))
     assert (spec.base, spec.window.first, spec.window.t_cut, spec.run_root) == ("gs://b/m", 3, 7, "gs://b/t/relex")
+    spec = resolve(filled({**shared, "window": {"t_cut": "0100"}}, trajectory="gs://b/t"))  # as YAML leaves it
+    assert spec.window.t_cut == 100
 
 
 @pytest.mark.parametrize(
