@@ -7,6 +7,8 @@ with the intraclass correlation `icc`: 0, every question is equally hard; 1, the
 hard for one model is mostly hard for another: a Gaussian copula with correlation `alike`. The truth is a model's mean
 over all questions that could be asked, not over those that were. Answers are Bernoulli draws: greedy ones (k = 1) and
 sampled ones (k > 1). Thousands of data sets are judged at once by the functions that judge one.
+
+`losses` has a world of its own, `RareLosses`: many small gains and a few total losses, which add up to nothing.
 """
 
 from __future__ import annotations
@@ -113,6 +115,38 @@ class Case:
         return found
 
 
+@dataclass(frozen=True)
+class RareLosses:
+    """A finalist that is no better: it gains a little on many questions and loses a few completely."""
+
+    n: int
+    k: int
+    gains: float
+    """Share of the questions, with a chance of 0.4 of the last observed checkpoint."""
+    losses: float
+    """Share of the questions, with a chance of 1 of the last observed checkpoint and 0 of the finalist."""
+
+    @property
+    def gain(self) -> float:
+        """In chance on each of the gained questions."""
+        return self.losses / self.gains
+
+    def interval(self, rng: np.random.Generator, runs: int) -> tuple[Array, Array]:
+        kind = rng.random((runs, self.n))
+        gained, lost = kind < self.gains, (kind >= self.gains) & (kind < self.gains + self.losses)
+        alike = (rng.random((runs, self.n)) < 0.5) * 1.0  # both always or never right on the others
+        finalist = np.where(gained, 0.4 + self.gain, np.where(lost, 0.0, alike))
+        last = np.where(gained, 0.4, np.where(lost, 1.0, alike))
+        first, second = (rng.binomial(self.k, chance) / self.k for chance in (finalist, last))
+        return difference_interval(first, second, self.k, 0.95)
+
+    def promoted(self, rng: np.random.Generator, runs: int) -> NDArray[np.bool_]:
+        return self.interval(rng, runs)[0] > 0
+
+    def covered(self, rng: np.random.Generator, runs: int) -> NDArray[np.bool_]:
+        return _holds(self.interval(rng, runs), 0.0)
+
+
 def _holds(interval: tuple[Array, Array], truth: float) -> NDArray[np.bool_]:
     low, high = interval
     return (low - 1e-12 <= truth) & (truth <= high + 1e-12)
@@ -199,6 +233,25 @@ def promote(runs: int, rng: np.random.Generator) -> None:
     show(headings, rows)
 
 
+def losses(runs: int, rng: np.random.Generator) -> None:
+    """No gain in all: small ones on many questions, total losses on few. Promoted, and 0 in the interval, in %?"""
+    rows = []
+    for n, k, gains, lost in (
+        (30, 8, 0.4, 0.05),
+        (240, 1, 0.4, 0.05),
+        (100, 8, 0.1, 0.025),
+        (100, 8, 0.2, 0.02),
+        (100, 4, 0.1, 0.025),
+        (400, 1, 0.1, 0.025),
+        (800, 1, 0.1, 0.025),
+    ):
+        world = RareLosses(n, k, gains, lost)
+        name = f"{n} x {k}" if k > 1 else str(n)
+        found = [share(5 * runs, rng, event, 5 * n) for event in (world.promoted, world.covered)]
+        rows.append([name, f"+{100 * world.gain:.3g} on {100 * gains:.3g} %", f"{100 * lost:.3g} %", *found])
+    show(["questions", "gains, points", "lost completely", "promoted", "interval holds 0"], rows)
+
+
 def base(runs: int, rng: np.random.Generator) -> None:
     """Promoted, in %, with and without asking for better than the base; 500 questions, last observed at 0.6."""
     case, rows = Case(500, 1, 0.6), []
@@ -281,7 +334,7 @@ def _search(runs: int, rng: np.random.Generator, count: int, n: int, spread: flo
     return float(np.mean(losses)), answers / runs
 
 
-PARTS = {f.__name__: f for f in (coverage, differences, promote, base, power, tasks, guards, search)}
+PARTS = {f.__name__: f for f in (coverage, differences, promote, losses, base, power, tasks, guards, search)}
 
 
 def main() -> None:

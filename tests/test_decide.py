@@ -367,6 +367,23 @@ def test_holm_asks_more_of_the_best_of_two_tasks(run):
     assert decide(str(run.path)).decision == "promote"
 
 
+@pytest.mark.parametrize(
+    "better, worse, verdict, words",
+    [
+        (18, 8, "promote", "p = 0.076 by McNemar's exact test, which is more careful here than the interval;"),
+        (30, 5, "promote", "p = 2.2e-05; smallest"),
+        (14, 12, "keep_observed", "p = 0.85; smallest"),
+    ],
+)
+def test_a_p_value_that_the_interval_does_not_agree_with_says_why(run, better, worse, verdict, words):
+    confirm(run, *pair_of(better, worse))
+    run.evaluation("base", "confirm", [0] * 100)
+    decision = decide(str(run.path))
+    assert decision.decision == verdict
+    assert words in decision.reason
+    assert ("the interval decides" in decision.reason) == ("careful" in words)
+
+
 def test_holm_steps_down(run):
     """Once the surer task is shown at 97.5 %, the other needs 95 % only."""
     two_tasks(run)

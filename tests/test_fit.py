@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from relex_core.fit import fit
 from relex_core.fit.device import resident_bytes
+from relex_core.forecast import forecast
 from relex_core.kernels import compiled_library
 from relex_core.stripes import BLOCK_COLUMNS
 
@@ -137,6 +138,29 @@ def test_float_dtypes_may_differ_between_base_and_run(
         deltas = torch.stack([(states[t][name].double() - base[name].double()).flatten() for t in STEPS])
         values = torch.linalg.svdvals(deltas)
         assert tensor.singular_values[0] == pytest.approx(float(values[0]), rel=1e-5)
+
+
+def test_tensors_that_stand_still_have_no_r_squared_and_no_say_in_its_median(tmp_path: Path) -> None:
+    """The norm moved once, before the first checkpoint; the embedding is the base's, rounded to bfloat16."""
+    base = random_base()
+    still = {
+        "model.layers.0.norm.weight": base["model.layers.0.norm.weight"] + 2**-6,
+        "model.embed_tokens.weight": base["model.embed_tokens.weight"],
+    }
+    states = {
+        step: {name: tensor.bfloat16() for name, tensor in (state | still).items()}
+        for step, state in random_walk(base, list(range(1, 25))).items()
+    }
+    run = write_run(tmp_path, base, states)
+    artifact = fit(run)
+    moving = [tensor.r_squared for name, tensor in artifact.tensors.items() if name not in still]
+    assert all(artifact.tensors[name].moved and artifact.tensors[name].r_squared is None for name in still)
+    assert artifact.summary.r_squared_median == np.median(np.array(moving, dtype=np.float64))
+    result = forecast(run)
+    for name, shape in result.tensors.items():
+        assert (shape.r_squared is None) == (shape.residual_autocorrelation is None) == (name in still)
+    standing = result.modules["norm"].null
+    assert (standing.r_squared, standing.line_p_value, standing.straight) == (None, None, False)
 
 
 def test_small_deltas_of_float32_checkpoints_survive_on_disk(tmp_path: Path) -> None:

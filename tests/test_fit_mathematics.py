@@ -191,6 +191,27 @@ def test_r_squared_of_a_constant_is_undefined() -> None:
     assert fit_line([1, 2, 3], np.full(3, 0.7)).r_squared is None
 
 
+@pytest.mark.parametrize("length", [4, 24, 75])
+@pytest.mark.parametrize("rounding", [0.0, 2.0**-24])
+def test_r_squared_of_a_tensor_that_moved_once_is_undefined(length: int, rounding: float) -> None:
+    """All its deltas are the same, so G is one number everywhere, but for rounding; so is the coefficient."""
+    random = np.random.default_rng(length)
+    for size in random.uniform(1e-6, 1, 40):
+        noise = rounding * random.uniform(-1, 1, (length, length))
+        [coefficient] = decompose(size * (1 + (noise + noise.T) / 2), 1).coefficients
+        line = fit_line(range(1, length + 1), coefficient)
+        assert line.r_squared is None and line(2 * length) == pytest.approx(np.sqrt(size), rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [4, 24, 75])
+@pytest.mark.parametrize("growth", [1e-4, 1e-5])
+def test_r_squared_of_a_coefficient_that_grows_slowly_is_kept(length: int, growth: float) -> None:
+    steps = np.arange(1, length + 1)
+    grown = 1 + growth * steps / length
+    [coefficient] = decompose(np.outer(grown, grown), 1).coefficients
+    assert fit_line(steps.tolist(), coefficient).r_squared == pytest.approx(1, abs=1e-6)
+
+
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="needs 2 distinct steps"):
         fit_line([5], np.array([1.0]))

@@ -89,3 +89,12 @@ def test_halving_loses_little_and_saves_much(simulate):
     )
     assert asked_less < 0.55 * asked
     assert halved < full + 0.02
+
+
+def test_rare_total_losses_are_missed_by_few_questions_with_many_samples_only(simulate):
+    """What docs/evaluation.md says of it."""
+    few, many = simulate.RareLosses(30, 8, 0.4, 0.05), simulate.RareLosses(240, 1, 0.4, 0.05)
+    assert 0.045 <= rate(simulate, few.promoted, 150) <= 0.09
+    assert 0.90 <= rate(simulate, few.covered, 150) <= 0.93
+    assert rate(simulate, many.promoted, 1200) <= 0.025 + NOISE
+    assert rate(simulate, many.covered, 1200) >= 0.94 - NOISE

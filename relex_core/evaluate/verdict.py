@@ -142,5 +142,17 @@ def _sentence(test: Condition) -> str:
         f"{gain.candidate} against {gain.reference} on {gain.n} {where} questions of {test.task}: "
         f"{gain.difference:+.3f}, "
         f"{100 * gain.confidence:.4g} % interval [{low:+.3f}, {high:+.3f}], which {lies} {test.threshold:+.3f}{asked}; "
-        f"p {p_text(gain.p_value)}; smallest detectable difference {gain.smallest_detectable:.3f}"
+        f"p {p_text(gain.p_value)}{_beside_the_interval(gain)}; "
+        f"smallest detectable difference {gain.smallest_detectable:.3f}"
     )
+
+
+def _beside_the_interval(gain: Comparison) -> str:
+    """Which of the two counts, where the test of "no difference" and the interval say different things."""
+    low, high = gain.interval
+    significant = gain.p_value < 1 - gain.confidence
+    if significant == (low > 0 or high < 0):
+        return ""
+    test = {"mcnemar": "McNemar's exact test", "sign": "the sign test", "t": "the t-test"}[gain.test]
+    careful = "less careful" if significant else "more careful"
+    return f" by {test}, which is {careful} here than the interval; the interval decides"

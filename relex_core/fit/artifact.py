@@ -62,6 +62,7 @@ class Summary(BaseModel):
     explained_variance_median: float | None
     """Over the tensors that moved."""
     r_squared_median: float | None
+    """Over the tensors whose coefficient varies."""
     relative_update: float | None
     """‖W_T − W_0‖ / ‖W_0‖."""
 

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_core.fit.columns import average_column, rank_columns, trend_columns
-from relex_core.fit.line import Line, fit_line
+from relex_core.fit.line import NOISE, Line, fit_line
 from relex_core.shapes import Float64
 from relex_core.spec import FitSpec
-
-# Products are float32, so an eigenvalue below T · eps(float32) of the largest is rounding noise, not a direction.
-NOISE = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ def decompose(gram: Float64[np.ndarray, "T T"], rank: int) -> Spectrum:
     """
     values, vectors = np.linalg.eigh(gram)
     values, vectors = values[::-1], vectors[:, ::-1]
+    # An eigenvalue below that is rounding noise, not a direction.
     floor = max(float(values[0]), 0.0) * len(gram) * NOISE
     values = np.where(values > floor, values, 0.0)
     kept = min(rank, int(np.count_nonzero(values)))

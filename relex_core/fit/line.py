@@ -12,6 +12,9 @@ import numpy as np
 
 from relex_core.shapes import Float64
 
+# The products of a Gram matrix are float32: what its eigenvectors say is certain to about that.
+NOISE = float(np.finfo(np.float32).eps)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -20,7 +23,7 @@ class Line:
     polynomial: tuple[float, ...]
     """Powers ascending: (intercept, slope, ...)."""
     r_squared: float | None
-    """1 − residual / total sum of squares; None for a constant coefficient, where it is undefined."""
+    """1 − residual / total sum of squares; None where the coefficient is constant and R² undefined: see `varies`."""
 
     @property
     def intercept(self) -> float:
@@ -36,6 +39,20 @@ class Line:
         for power in reversed(self.polynomial):
             value = value * step + power
         return value
+
+
+def varies(squares: np.ndarray | float, coefficients: Float64[np.ndarray, "... T"]) -> np.ndarray:
+    """Whether a sum of T squared deviations is more than the rounding of the Gram matrix the coefficients are from.
+
+    Deviations below float32's eps of the largest coefficient are rounding: a tensor that moved once, before the first
+    checkpoint, has a constant coefficient but for that.
+
+    Args:
+        squares: "...", of the coefficients' deviations from their mean, or from a line.
+        coefficients: a series for each sum.
+    """
+    level = NOISE * np.abs(coefficients).max(axis=-1, initial=0.0)
+    return np.asarray(squares > coefficients.shape[-1] * np.square(level))
 
 
 def fit_line(steps: Sequence[int], coefficient: Float64[np.ndarray, " T"], degree: int = 1) -> Line:
@@ -58,9 +75,7 @@ def fit_line(steps: Sequence[int], coefficient: Float64[np.ndarray, " T"], degre
     fitted, *_ = np.linalg.lstsq(powers, coefficient, rcond=None)
     residual = coefficient - powers @ fitted
     total = float(np.square(coefficient - coefficient.mean()).sum())
-    # A total at rounding level of the coefficient itself is a constant, not a trend.
-    constant = total <= len(steps) * (np.finfo(np.float64).eps * float(np.abs(coefficient).max(initial=0.0))) ** 2
-    r_squared = None if constant else 1.0 - float(np.square(residual).sum()) / total
+    r_squared = 1.0 - float(np.square(residual).sum()) / total if varies(total, coefficient) else None
     polynomial = np.zeros(1)
     for power in fitted[::-1]:  # Horner's rule, with the scaled step as a polynomial of the step
         polynomial = np.convolve(polynomial, [-middle / spread, 1.0 / spread])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.fit.line import varies
 from relex_core.forecast.cut import Cut
 from relex_core.forecast.window import Window, increments
 
@@ -20,7 +21,7 @@ RANKS = 8
 
 @dataclass(frozen=True)
 class Geometry:
-    """One row a tensor or group; NaN where it is undefined (a frozen tensor)."""
+    """One row a tensor or group; NaN where it is undefined (a frozen tensor; for R², a constant coefficient)."""
 
     explained_variance: np.ndarray
     """"rows R": share of the squared deltas, uncentred, along the first 1 ... R components; R = min(T, 8)."""
@@ -47,17 +48,18 @@ def geometry(window: Window, fits: Sequence[Cut], members: np.ndarray) -> Geomet
     traces = np.einsum("ntt->n", window.grams)
     rows = np.vstack([members, np.eye(len(window.names))]) * traces
     whole = fits[-1]
-    residuals = whole.coefficients - whole.line(window.steps)
-    total = np.square(whole.coefficients - whole.coefficients.mean(axis=1, keepdims=True)).sum(axis=1)
+    series = whole.coefficients
+    residuals = series - whole.line(window.steps)
+    total = np.square(series - series.mean(axis=1, keepdims=True)).sum(axis=1)
     squares = np.square(residuals).sum(axis=1)
     lagged = (residuals[:, 1:] * residuals[:, :-1]).sum(axis=1)
     last = window.grams[:, -1, -1]
-    off = 1.0 - _divide(np.square(whole.coefficients[:, -1]), last)
+    off = 1.0 - _divide(np.square(series[:, -1]), last)
     cosines = np.array([_cosine(window, cut, whole) for cut in fits]).T.reshape(len(window.names), len(fits))
     return Geometry(
         explained_variance=_mean(_cumulative_shares(window.grams), rows),
-        r_squared=_mean(1.0 - _divide(squares, total), rows),
-        residual_autocorrelation=_mean(_divide(lagged, squares), rows),
+        r_squared=_mean(1.0 - _divide(squares, np.where(varies(total, series), total, 0.0)), rows),
+        residual_autocorrelation=_mean(_divide(lagged, np.where(varies(squares, series), squares, 0.0)), rows),
         direction_cosine=_mean(cosines, rows),
         off_direction=np.sqrt(np.maximum(_mean(off, rows), 0.0)),
         step_cosine=_mean(_step_cosines(window), rows),

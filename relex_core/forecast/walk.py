@@ -7,10 +7,12 @@ of its increments, their short-range correlation (momentum) and their effective 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from relex_core.fit.line import varies
 from relex_core.forecast.eigen import first_eigenvectors
 from relex_core.forecast.null_model import Drift
 from relex_core.forecast.window import Increments
@@ -26,7 +28,7 @@ class WalkComparison:
     explained_variance: float
     """Of the first component of the group's concatenated deltas."""
     r_squared: float
-    """Of that component's line over the steps."""
+    """Of that component's line over the steps; NaN where the coefficient is constant, and so is `line_p_value`."""
     walk_explained_variance: float
     walk_r_squared: float
     """Of the same walk in infinitely many dimensions, by formula."""
@@ -59,19 +61,23 @@ def compare(inner: np.ndarray, moves: Increments, drift: Drift, row: int, seed: 
         walk_explained_variance_95=float(np.quantile(shares[2:], 0.95)),
         walk_r_squared_95=float(np.quantile(fits[2:], 0.95)),
         p_value=(1 + int((shares[2:] >= shares[0]).sum())) / (1 + DRAWS),
-        line_p_value=(1 + int((fits[2:] >= fits[0]).sum())) / (1 + DRAWS),
+        line_p_value=(1 + int((fits[2:] >= fits[0]).sum())) / (1 + DRAWS) if np.isfinite(fits[0]) else math.nan,
         dimensions=dimensions,
     )
 
 
 def shape(grams: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Explained variance and R² of the line of the first component; grams: "N T T", returns "N" and "N"."""
+    """Explained variance and R² of the line of the first component; grams: "N T T", returns "N" and "N".
+
+    R² is NaN where the coefficient is constant.
+    """
     values, vectors = first_eigenvectors(grams)
     trace = np.einsum("nii->n", grams)
     centred = vectors - vectors.mean(axis=1, keepdims=True)
     total = np.square(centred).sum(axis=1)
     line = np.square(centred @ (steps - steps.mean())) / float(np.square(steps - steps.mean()).sum())
-    return values / np.where(trace > 0, trace, 1.0), np.divide(line, total, out=np.zeros_like(total), where=total > 0)
+    fits = np.divide(line, total, out=np.full_like(total, math.nan), where=varies(total, vectors))
+    return values / np.where(trace > 0, trace, 1.0), fits
 
 
 def effective_dimensions(inner: np.ndarray, moves: Increments, length: int) -> float:
