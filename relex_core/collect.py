@@ -28,7 +28,7 @@ from relex_core.manifest import (
 )
 from relex_core.observe import observe_settled, torn_below
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import ObjectInfo, exists, open_store, write_bytes
+from relex_core.storage import ObjectInfo, exists, open_store, refuse_file, write_bytes
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
 COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
@@ -57,7 +57,7 @@ def collect(spec: RunSpec) -> WindowManifest:
     A window that was collected before is kept as it is: later stages rely on the generations recorded in it.
 
     Raises:
-        SpecError: the run directory belongs to another spec.
+        SpecError: the run directory belongs to another spec; or it, the base or the trajectory is a file.
         WindowNotReady: the window is not complete yet.
         WindowError: a checkpoint is refused; all problems are listed.
     """
@@ -82,7 +82,7 @@ def refuse_other_run(spec: RunSpec) -> RunSpec | None:
     """The spec that the run directory holds so far, if any; writes nothing.
 
     Raises:
-        SpecError: the run directory belongs to another spec.
+        SpecError: the run directory belongs to another spec, or is a file.
     """
     store = open_store(spec.run_root)
     try:
@@ -124,6 +124,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
 
     Raises:
         WindowNotReady: the window is not complete yet.
+        SpecError: the base or the trajectory is a file.
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
     """
     base_files, base = _open_base(spec.base)
@@ -154,6 +155,7 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     store = open_store(uri)
     below = list(store.list())
     if not below:
+        refuse_file(uri, "a base folder", "give the folder that holds it")
         raise WindowError(
             "the base does not exist: there is no such folder, or no file in it",
             where=uri,
