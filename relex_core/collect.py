@@ -38,7 +38,7 @@ from relex_core.manifest import (
 from relex_core.observe import observe_settled, torn_below
 from relex_core.plan import refuse_impossible
 from relex_core.spec import RunSpec, load_spec_of
-from relex_core.storage import ObjectInfo, Store, exists, open_store
+from relex_core.storage import ObjectInfo, Store, exists, open_store, refuse_file
 
 # Files of the base folder that are copied beside a candidate's weights. Code (*.py) is left out: relex trusts none.
 COMPANION_FILES = re.compile(r"[^/]+\.(json|jinja|model|tiktoken|txt)")
@@ -67,7 +67,7 @@ def collect(spec: RunSpec) -> WindowManifest:
     A window that was collected before is kept as it is: later stages rely on the generations recorded in it.
 
     Raises:
-        SpecError: the run directory belongs to another spec.
+        SpecError: the run directory belongs to another spec; or it, the base or the trajectory is a file.
         WindowNotReady: the window is not complete yet.
         WindowError: a checkpoint is refused; all problems are listed.
     """
@@ -115,7 +115,7 @@ def refuse_other_run(spec: RunSpec) -> RunSpec | None:
     """The spec that the run directory holds so far, if any; writes nothing.
 
     Raises:
-        SpecError: the run directory belongs to another spec.
+        SpecError: the run directory belongs to another spec, or is a file.
     """
     store = open_store(spec.run_root)
     try:
@@ -163,6 +163,7 @@ def find_window(spec: RunSpec) -> WindowManifest:
 
     Raises:
         WindowNotReady: the window is not complete yet.
+        SpecError: the base or the trajectory is a file.
         WindowError, DataError: a checkpoint is refused; all problems are listed by step and tensor.
         SpecError: `fit` asks for what a window of these steps cannot give.
     """
@@ -195,6 +196,7 @@ def _open_base(uri: str) -> tuple[list[ObjectInfo], Checkpoint]:
     store = open_store(uri)
     below = list(store.list())
     if not below:
+        refuse_file(uri, "a base folder", "give the folder that holds it")
         raise WindowError(
             "the base does not exist: there is no such folder, or no file in it",
             where=uri,

@@ -15,7 +15,10 @@ _MODULES = {
 EXTRA_OF = {module: extra for extra, modules in _MODULES.items() for module in modules}
 """By module that relex imports when it is needed: the extra that brings it."""
 
-EXTRA_OF_COMMAND = {"demo": "eval", "evaluate": "eval", "decide": "report", "report": "report", "publish": "report"}
+EXTRA_OF_COMMAND = {
+    **dict.fromkeys(("demo", "run", "watch", "evaluate"), "eval"),
+    **dict.fromkeys(("decide", "report", "publish"), "report"),
+}
 """What these commands need as a whole, whichever module they miss first."""
 
 

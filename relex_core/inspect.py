@@ -96,6 +96,7 @@ def inspect_trajectory(uri: str, layout: LayoutSpec | None = None) -> Trajectory
 
     Raises:
         WindowNotReady: there is no step folder.
+        SpecError: `uri` is a file.
         DataError: two folders claim one step.
     """
     trajectory = list_trajectory(uri, layouts_for(layout))

@@ -23,7 +23,7 @@ from relex_core.checkpoints.markers import last_complete_steps, unfinished
 from relex_core.checkpoints.observed import CAPTURED, ObservedStep, captured_steps, refuse_rewritten
 from relex_core.errors import SpecError, WindowNotReady
 from relex_core.spec import LayoutSpec, RunSpec, WindowSpec
-from relex_core.storage import join_uri, open_store
+from relex_core.storage import join_uri, open_store, refuse_file
 
 log = logging.getLogger("relex")
 
@@ -48,6 +48,7 @@ def observe(trajectory: str, layouts: Sequence[Layout] = LAYOUTS) -> list[Observ
 
     Raises:
         WindowNotReady: there is none.
+        SpecError: it is a file.
         DataError: two folders claim one step, or a marker contradicts its folder's name.
     """
     return look_at(trajectory, list_trajectory(trajectory, layouts))
@@ -58,6 +59,7 @@ def list_trajectory(uri: str, layouts: Sequence[Layout] = LAYOUTS) -> Trajectory
 
     Raises:
         WindowNotReady: there is none.
+        SpecError: it is a file.
         DataError: two folders claim one step.
     """
     found = find_steps(open_store(uri).list(), layouts)
@@ -91,7 +93,7 @@ def observe_settled(spec: RunSpec) -> list[ObservedStep]:
 
     Raises:
         WindowNotReady: there is none yet, or what the verdict depends on changes all the time.
-        SpecError: steps were captured from another trajectory.
+        SpecError: steps were captured from another trajectory, or it is a file.
         DataError: as for `observe`; or a captured step is not the one that the trajectory holds now.
     """
     pause = spec.window.settle_seconds
@@ -188,6 +190,7 @@ def vouched(steps: Sequence[ObservedStep], step: ObservedStep) -> str:
 
 
 def _no_steps(uri: str, found: Trajectory, layouts: Sequence[Layout]) -> WindowNotReady:
+    refuse_file(uri, "a trajectory", "give the folder that holds the step folders")
     here = uri.rpartition("/")[2]
     if any(layout.step_of(here) is not None for layout in layouts):
         advice = "this is a step folder itself: give the folder above it"

@@ -52,9 +52,11 @@ def run(spec: RunSpec) -> RunResult:
         log.warning("gaps in the window, not filled: %s", gaps_text(manifest.gaps))
     refuse_without_candidates(spec, manifest)
     if spec.evaluation is not None:
+        from relex_core.evaluate.ready import refuse_unready
         from relex_core.evaluate.tasks import load_splits  # imports numpy, as the fit does
 
-        # If questions are wrong, say so before hours of reading.
+        # If a library is missing or questions are wrong, say so before hours of reading.
+        refuse_unready(spec.evaluation)
         load_splits(spec.evaluation, manifest.base.uri)
     artifact = fit(spec.run_root)
     expected = forecast(spec.run_root)

@@ -7,9 +7,12 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from relex_core.errors import DataError, ObjectNotFound, WindowNotReady
-from relex_core.storage import Store, join_uri, open_store, read_bytes
+from relex_core.storage import Store, join_uri, open_store, read_bytes, refuse_file
 
 Model = TypeVar("Model", bound=BaseModel)
+
+SPEC_SUFFIXES = (".yaml", ".yml", ".json")
+SPEC_FOR_RUN = "RUN is the directory; SPEC belongs to collect, run, watch and gate"
 
 SHOWN_FAULTS = 3
 """A file of many tensors may have the same fault in each."""
@@ -25,10 +28,12 @@ def load_stored(model: type[Model], run: str, key: str, *, absent: str, make: st
 
     Raises:
         WindowNotReady: there is no such file.
+        SpecError: `run` is a file itself.
         DataError: the file was changed by hand, or an incompatible version of relex wrote it.
     """
     found = read_stored(model, open_store(run), key, repair=repair or make)
     if found is None:
+        refuse_file(run, "a run directory", SPEC_FOR_RUN if run.endswith(SPEC_SUFFIXES) else "give a folder")
         raise WindowNotReady(absent, where=join_uri(run, key), next_step=make)
     return found
 

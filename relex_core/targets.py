@@ -22,15 +22,21 @@ NEEDS = {"run": ("numpy", "fit"), "kfp": ("kfp", "kfp")}
 """By action: a module that a bare install lacks, and the extra that brings it."""
 
 
-def target(name: str) -> Action:
-    """The action of that name.
+def target(name: str, spec: RunSpec) -> Action:
+    """The action of that name, after a look at what it is going to need for this spec.
 
     Raises:
         SpecError: nothing of that name is installed, or what it needs is not; or its settings are wrong.
     """
+    evaluation = spec.evaluation if name == "run" else None
     module, extra = NEEDS.get(name, ("relex_core", ""))
     if find_spec(module) is None:  # now, not when the window is complete
-        raise SpecError(f"{module} is not installed", where=f"--then {name}", next_step=install(extra))
+        needed = "eval" if evaluation else extra
+        raise SpecError(f"{module} is not installed", where=f"--then {name}", next_step=install(needed))
+    if evaluation is not None:
+        from relex_core.evaluate.ready import refuse_unready  # imports numpy
+
+        refuse_unready(evaluation)
     built_in: dict[str, Action] = {"run": _run, "print": _print}
     if name in built_in:
         return built_in[name]

@@ -21,6 +21,9 @@ class Absent:
         if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in absent else found(name, package)
 from relex_core.cli import main
 main(prog_name="relex")
 """
@@ -294,6 +297,37 @@ def test_wrong_questions_are_refused_before_the_fit(root: Path) -> None:
     assert (root / "run" / "window.json").exists() and not (root / "run" / "fit").exists()
 
 
+def missing_for(
+    root: Path, command: str, *, absent: tuple[str, ...] = (), grader: str = "exact", **evaluation: Any
+) -> str:
+    """What a run or a watch refuses before it reads weights, or waits for them."""
+    sums = ("1+1", "1+2", "1+3"), ("2+1", "2+2", "2+3")
+    for name, questions in zip(("select", "confirm"), sums, strict=True):
+        lines = [json.dumps({"prompt": question, "answer": "1"}) for question in questions]
+        (root / f"{name}.jsonl").write_text("\n".join(lines))
+        evaluation[name] = {"task": {"name": "sums", "file": f"{name}.jsonl", "grader": grader}, "max_tokens": 4}
+    write_spec(root, t_cut=40 if command == "watch" else 4, evaluation=evaluation)
+    options = ("--then", "run", "--timeout", "1") if command == "watch" else ()
+    message = refused(relex("--quiet", command, "relex.yaml", *options, cwd=root, absent=absent), 2)
+    assert not (root / "run" / "fit").exists()
+    return message
+
+
+@pytest.mark.parametrize("command", ["run", "watch"])
+@pytest.mark.parametrize("module", ["torch", "transformers", "scipy", "math_verify"])
+def test_what_an_evaluation_lacks_is_told_before_the_fit(root: Path, command: str, module: str) -> None:
+    message = missing_for(root, command, absent=(module,), grader="math")
+    assert module.replace("_", "-") in message and 'pip install ".[eval]"' in message
+
+
+@pytest.mark.parametrize("command", ["run", "watch"])
+def test_a_backend_or_a_grader_that_is_not_there_is_told_before_the_fit(root: Path, command: str) -> None:
+    message = missing_for(root, command, absent=("vllm",), backend="vllm")
+    assert "vllm is not installed" in message and 'pip install ".[vllm]"' in message
+    message = missing_for(root, command, grader="nomod:fn")
+    assert "the grader's module nomod cannot be found" in message and "nomod:fn" in message
+
+
 def test_publish_without_an_evaluation_says_what_the_spec_lacks(root: Path) -> None:
     printed(relex("collect", "relex.yaml", cwd=root))
     assert "no evaluation section" in refused(relex("publish", "run", cwd=root), 2)
@@ -301,9 +335,28 @@ def test_publish_without_an_evaluation_says_what_the_spec_lacks(root: Path) -> N
 
 def test_storage_that_fails_is_status_5(root: Path) -> None:
     (root / "a_file").write_text("not a folder")
-    for out in ("a_file", "a_file/run"):
-        message = refused(relex("collect", "relex.yaml", "--out", out, cwd=root), 5)
-        assert str(root / out) in message and "a part of this path is a file, not a folder" in message
+    message = refused(relex("collect", "relex.yaml", "--out", "a_file/run", cwd=root), 5)
+    assert str(root / "a_file/run") in message and "a part of this path is a file, not a folder" in message
+
+
+def test_a_file_in_the_place_of_a_folder_is_status_2(root: Path) -> None:
+    for command in ("fit", "forecast", "extrapolate", "evaluate", "decide", "report", "publish", "merge"):
+        message = refused(relex(command, "relex.yaml", cwd=root), 2)
+        assert "this is a file, not a run directory" in message and str(root / "relex.yaml") in message
+        assert "RUN is the directory; SPEC belongs to collect, run, watch and gate" in message
+    (root / "a_file").write_text("not a folder")
+    for command in (("fit", "a_file"), ("collect", "relex.yaml", "--out", "a_file")):
+        message = refused(relex(*command, cwd=root), 2)
+        assert "this is a file, not a run directory" in message and "SPEC belongs" not in message
+    assert "this is a file, not a trajectory" in refused(relex("inspect", "relex.yaml", cwd=root), 2)
+
+
+@pytest.mark.parametrize("command", [("collect",), ("run",), ("watch", "--then", "print", "--timeout", "2")])
+def test_a_trajectory_that_is_a_file_is_not_waited_for(root: Path, command: tuple[str, ...]) -> None:
+    (root / "a_file").write_text("no folder")
+    write_spec(root, trajectory="a_file")
+    message = refused(relex("--quiet", command[0], "relex.yaml", *command[1:], cwd=root), 2)
+    assert "this is a file, not a trajectory" in message and str(root / "a_file") in message
 
 
 def test_without_torch_the_fit_says_what_to_install(root: Path) -> None:
@@ -329,6 +382,11 @@ def test_a_watch_says_before_it_waits_what_its_action_needs(root: Path) -> None:
     waits = ("watch", "relex.yaml", "--timeout", "1", "--then")
     assert 'pip install ".[fit]"' in refused(relex(*waits, "run", cwd=root, extras=False), 2)
     assert 'pip install ".[kfp]"' in refused(relex(*waits, "kfp", cwd=root, extras=False), 2)
+
+
+@pytest.mark.parametrize("command", ["run", "watch"])
+def test_without_numpy_an_evaluation_names_the_extra_that_is_enough(root: Path, command: str) -> None:
+    assert 'pip install ".[eval]"' in missing_for(root, command, absent=FROM_EXTRAS)
 
 
 def test_a_run_says_that_its_window_has_gaps(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from support import (
 from windows import rewrite, trajectory, truncate, weights, window_error
 
 from relex_core.collect import find_window, refuse_identical_files
-from relex_core.errors import WindowError
+from relex_core.errors import SpecError, WindowError
 from relex_core.manifest import WindowManifest
 from relex_core.storage.local import LocalStore
 
@@ -250,6 +250,14 @@ def test_a_base_that_is_not_there_says_so(tmp_path: Path, base: str) -> None:
     message = window_error(spec)
     assert "the base does not exist" in message and str(tmp_path / base) in message
     assert "has to be downloaded first: hf download" in message
+
+
+def test_a_base_that_is_a_file_says_so(tmp_path: Path) -> None:
+    trajectory(tmp_path)
+    file = tmp_path / "base" / "model.safetensors"
+    with pytest.raises(SpecError, match="this is a file, not a base folder") as caught:
+        find_window(make_spec(tmp_path, t_cut=4).model_copy(update={"base": str(file)}))
+    assert caught.value.where == str(file) and caught.value.next_step == "give the folder that holds it"
 
 
 def test_equal_checksums_betray_equal_steps(tmp_path: Path) -> None:

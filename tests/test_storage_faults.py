@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -527,8 +528,21 @@ class TestLocalDisk:
             return scandir(path)  # type: ignore[call-overload]
 
         monkeypatch.setattr(os, "scandir", refused)
-        with pytest.raises(StorageError, match="Permission denied"):
+        with pytest.raises(AccessDenied, match="Permission denied") as caught:
             LocalStore(str(tmp_path)).list()
+        assert caught.value.where == str(tmp_path / "step_1")
+
+    def test_a_folder_that_cannot_be_written_is_named_by_the_object(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(path: object, *_: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", f"{path}.hidden")
+
+        monkeypatch.setattr(os, "link", refused)
+        with pytest.raises(StorageError, match="Read-only file system") as caught:
+            LocalStore(str(tmp_path)).create("a", b"")
+        assert caught.value.where == str(tmp_path / "a")
+        assert caught.value.next_step == "make the folder writable, or use another run directory"
 
     def test_what_a_killed_writer_left_is_never_seen_and_removed_by_the_next(self, tmp_path: Path) -> None:
         call = "block = store.open_write('a[b]c'); block.__enter__().write(bytes(99999)); os.kill(os.getpid(), 9)"

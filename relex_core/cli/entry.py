@@ -150,6 +150,7 @@ def watch(spec: str, out: str | None, then: str, as_json: bool, **waiting: Any) 
     from relex_core.watch import watch as watch_window
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an evicted pod gives its claim back
-    result = watch_window(load_spec(spec, out=out), then, target(then), WatchOptions(**waiting))
+    loaded = load_spec(spec, out=out)
+    result = watch_window(loaded, then, target(then, loaded), WatchOptions(**waiting))
     data = {**result.fired.model_dump(mode="json"), "by_this_worker": result.by_this_worker}
     show(data, lambda: watch_text(result), as_json)

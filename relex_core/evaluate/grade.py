@@ -22,7 +22,7 @@ from relex_core.evaluate.grading.text import Choice, Exact, Grader, Status
 from relex_core.evaluate.process import Child, ChildDied
 from relex_core.extras import install
 
-__all__ = ["Grader", "Status", "grader_key", "open_grader"]
+__all__ = ["Grader", "Status", "grader_key", "open_grader", "refuse_unusable"]
 
 # Raised whenever a change of ours can change a status: it makes everything be graded again, not generated.
 VERSION = 1
@@ -62,13 +62,29 @@ def open_grader(name: str, seconds: float) -> Iterator[Grader]:
     if name in IN_PROCESS:
         yield IN_PROCESS[name]()
         return
-    if name in LIBRARIES and importlib.util.find_spec("latex2sympy2_extended") is None:
-        raise SpecError(f"the grader {name} needs math-verify", next_step=install("eval"))
+    refuse_unusable(name)
     worker = _Remote(name, seconds)
     try:
         yield worker
     finally:
         worker.close()
+
+
+def refuse_unusable(name: str) -> None:
+    """Look for what a grader imports, without importing it.
+
+    Raises:
+        SpecError: as `open_grader`.
+    """
+    for library in LIBRARIES.get(name, ()):
+        if importlib.util.find_spec(library.replace("-", "_")) is None:
+            raise SpecError(
+                f"the grader {name} needs {library}",
+                where="evaluation.*.task.grader",
+                next_step=install("eval"),
+            )
+    if ":" in name:
+        _source_digest(name)
 
 
 class _Remote:
@@ -123,5 +139,9 @@ def _source_digest(path: str) -> str:
     except ModuleNotFoundError:
         found = None
     if found is None or found.origin is None:
-        raise SpecError(f"the grader's module {module} cannot be found", next_step="install it, or set PYTHONPATH")
+        raise SpecError(
+            f"the grader's module {module} cannot be found",
+            where=f"evaluation.*.task.grader: {path}",
+            next_step="install it, or set PYTHONPATH",
+        )
     return "sha256:" + hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

@@ -8,9 +8,11 @@ for info in store.list():
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from relex_core.errors import SpecError
 from relex_core.storage.base import (
     ObjectInfo,
     Store,
@@ -40,6 +42,7 @@ __all__ = [
     "open_store",
     "open_stores",
     "read_bytes",
+    "refuse_file",
     "replace_seen",
     "split_uri",
     "write_bytes",
@@ -82,10 +85,28 @@ def is_distant(uri: str) -> bool:
     return uri.startswith("gs://") and not uri.endswith(PATCH_SUFFIX)
 
 
+def refuse_file(uri: str, folder: str, advice: str) -> None:
+    """Say it where nothing is found in a local "folder" because it is a file: waiting for it would not help.
+
+    Args:
+        folder: what was expected: "a run directory".
+
+    Raises:
+        SpecError: it is a file.
+    """
+    if not uri.startswith("gs://") and os.path.isfile(_path(uri)):  # noqa: PTH113  # Path.is_file raises if not allowed
+        raise SpecError(f"this is a file, not {folder}", where=uri, next_step=advice)
+
+
 def _open_folder(uri: str) -> Store:
     if uri.startswith("gs://"):
         from relex_core.storage.gcs import GcsStore  # imports google-cloud-storage, which takes half a second
 
         return GcsStore(uri)
+    return LocalStore(_path(uri))
+
+
+def _path(uri: str) -> str:
+    """Of a local folder, given as a path or a file:// URI."""
     is_path = uri.startswith("/") or "://" not in uri
-    return LocalStore(uri if is_path else absolute_uri(uri, Path.cwd()))
+    return uri if is_path else absolute_uri(uri, Path.cwd())

@@ -189,10 +189,16 @@ def _storage_errors(path: Path) -> Iterator[None]:
             errno.ENOSPC: "free disk space, then run the same command again: finished work is kept",
             errno.EDQUOT: "free some of your disk quota, then run the same command again: finished work is kept",
             errno.EEXIST: "a part of this path is a file, not a folder: choose another path",
-            errno.EROFS: "choose a run directory that can be written: --out",
+            errno.EROFS: "make the folder writable, or use another run directory",
             errno.EACCES: "give this user access to the folder",
         }
         kind = AccessDenied if isinstance(error, PermissionError) else StorageError
         raise kind(
-            f"{os.strerror(error.errno or 0)}", where=str(path), next_step=advice.get(error.errno or 0, "")
+            f"{os.strerror(error.errno or 0)}", where=_place(error, path), next_step=advice.get(error.errno or 0, "")
         ) from error
+
+
+def _place(error: OSError, path: Path) -> str:
+    """What the operating system refused: `path`, or what lies below it, when a listing goes through its folders."""
+    refused = error.filename  # a temporary file beside `path`, or a folder above it, says less than `path` itself
+    return refused if isinstance(refused, str) and Path(refused).is_relative_to(path) else str(path)
