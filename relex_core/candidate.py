@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
@@ -156,6 +156,8 @@ def _read(store: Store, mark: str) -> Candidate | None:
 
 
 def _whole(store: Store, folder: str, candidate: Candidate) -> bool:
+    if not any(name.endswith(".safetensors") for name in candidate.files):
+        return False  # an earlier version listed what was left after a decision
     sizes = {info.name.removeprefix(f"{folder}/"): info.size for info in store.list(folder)}
     return all(sizes.get(name) == size for name, size in candidate.files.items())
 
@@ -194,10 +196,26 @@ def _config(data: bytes, output: Output) -> bytes:
     return json.dumps({**config, field: written}, indent=2).encode() + b"\n"
 
 
-def write_provenance(store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output) -> None:
-    """Write relex.json, the marker that the candidate is complete."""
+def write_provenance(
+    store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output, weights: Collection[str]
+) -> None:
+    """Write relex.json, the marker that the candidate is complete.
+
+    Args:
+        weights: names of its weight files.
+
+    Raises:
+        ObjectNotFound: they are there no more; no marker is written.
+    """
     prefix = f"{output.folder}/"
     files = {info.name.removeprefix(prefix): info.size for info in store.list(output.folder)}
+    if gone := sorted(set(weights) - files.keys()):
+        raise ObjectNotFound(
+            f"the weights of candidate {output.recipe.name} were deleted before it was complete: {', '.join(gone[:5])}",
+            where=f"{store.uri}/{output.folder}",
+            expected="a run directory in which nobody else publishes meanwhile",
+            next_step="run the same command again: it takes a finished run as it is, or writes the candidate anew",
+        )
     files.pop(layout.PROVENANCE, None)  # of a process that writes the same candidate
     candidate = Candidate(
         name=output.recipe.name,

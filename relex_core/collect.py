@@ -8,6 +8,7 @@ No weight is read and nothing here imports torch, so a sensor can ask `known_win
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from relex_core import layout
@@ -20,7 +21,6 @@ from relex_core.errors import (
     CheckpointChanged,
     DataError,
     ObjectExists,
-    ObjectNotFound,
     SpecError,
     WindowError,
     WindowNotReady,
@@ -58,6 +58,9 @@ IDENTITY_FIELDS = (
     "rope_theta",
 )
 
+# A tenth of a second apart.
+CLAIM_ATTEMPTS = 50
+
 MERGE_ADAPTERS = " An adapter that relex does not read has to be merged at each step (PEFT: merge_and_unload)."
 
 
@@ -92,23 +95,25 @@ def _write_window(store: Store, manifest: WindowManifest) -> None:
 def claim_run_directory(spec: RunSpec) -> None:
     """Write RUN/spec.json, unless the directory holds another run's window or captured steps; candidates and margins
     may change."""
-    written = False
-    while not written and (old := refuse_other_run(spec)) != spec:
-        written = _write_spec(spec, new=old is None)
+    for attempts_left in reversed(range(CLAIM_ATTEMPTS)):
+        old = refuse_other_run(spec)
+        if old == spec:
+            return
+        try:
+            _write_spec(spec, new=old is None)
+            return
+        except (ObjectExists, CheckpointChanged):  # another process writes it: look again
+            if not attempts_left:
+                raise
+            time.sleep(0.1)
 
 
-def _write_spec(spec: RunSpec, *, new: bool) -> bool:
-    """Write RUN/spec.json, unless another process does so at the same time."""
+def _write_spec(spec: RunSpec, *, new: bool) -> None:
     store, data = open_store(spec.run_root), spec.model_dump_json(indent=1).encode()
-    taken = (ObjectExists,) if new else (CheckpointChanged, ObjectNotFound)
-    try:
-        if new:
-            store.create(layout.SPEC, data)
-        else:
-            store.replace(layout.SPEC, data, store.stat(layout.SPEC).generation)
-    except taken:
-        return False
-    return True
+    if new:
+        store.create(layout.SPEC, data)
+    else:
+        store.replace(layout.SPEC, data, store.stat(layout.SPEC).generation)
 
 
 def refuse_other_run(spec: RunSpec) -> RunSpec | None:

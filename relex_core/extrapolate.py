@@ -29,6 +29,7 @@ from relex_core.candidate import (
     write_companions,
     write_provenance,
 )
+from relex_core.checkpoints.adapter_config import WEIGHTS_FILE
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.reader import TensorReader, open_base
 from relex_core.checkpoints.safetensors_file import read_header
@@ -68,7 +69,8 @@ def extrapolate(
         SpecError: there is no candidate of a given name.
         WindowNotReady: nothing is collected or fitted yet.
         DataError: a candidate's weights are not finite in their dtype; or the base changed since collect.
-        StorageError: the storage failed; run again to go on.
+        StorageError: the storage failed, or another process published meanwhile, and deleted weights as a loser's;
+            run again to go on.
     """
     started = time.monotonic()
     spec, manifest, fit = load_spec_of(run), load_manifest(run), load_fit(run)
@@ -144,6 +146,7 @@ def _write(inputs: _Inputs, outputs: Sequence[Output]) -> None:
             clear_other_form(store, output, inputs.form)
     mixed = AdapterSources if manifest.adapters else Sources
     sources = mixed(inputs.run, manifest, inputs.fit, inputs.base, inputs.guidance)
+    weights = {WEIGHTS_FILE} if inputs.form else set(_shards(inputs.base))
     if inputs.form:
         assert isinstance(sources, AdapterSources)
         outputs = _write_adapters(store, sources, inputs.base, outputs, manifest)
@@ -151,8 +154,14 @@ def _write(inputs: _Inputs, outputs: Sequence[Output]) -> None:
         _write_weights(store, sources, inputs.base, outputs)
         for output in outputs:
             write_companions(store, inputs.model, output)
+    deleted = []
     for output in outputs:
-        write_provenance(store, manifest, inputs.fit, output)
+        try:
+            write_provenance(store, manifest, inputs.fit, output, weights)
+        except ObjectNotFound as error:  # of a loser; the winner, whose mark this process deleted, gets it back
+            deleted.append(error)
+    if deleted:
+        raise deleted[0]
 
 
 def _write_adapters(
@@ -171,9 +180,7 @@ def _write_weights(
     store: Store, sources: Sources | AdapterSources, base: TensorReader, outputs: Sequence[Output]
 ) -> None:
     """Write all shards of all candidates, shard by shard of the base."""
-    shards: dict[str, list[StoredTensor]] = {}
-    for stored in base.tensors.values():
-        shards.setdefault(stored.extents[0].file.name, []).append(stored)
+    shards = _shards(base)
     weights = sum(stored.numel for stored in base.tensors.values())
     workers = cores()
     with progress("extrapolate", weights, unit="weights") as advance, ThreadPoolExecutor(workers) as pool:
@@ -188,6 +195,14 @@ def _write_weights(
                     for stream, part in zip(streams, data, strict=True):
                         stream.write(part)
                     advance(count)
+
+
+def _shards(base: TensorReader) -> dict[str, list[StoredTensor]]:
+    """Tensors by the file of the base that they begin in, which is the candidate's file, too."""
+    shards: dict[str, list[StoredTensor]] = {}
+    for stored in base.tensors.values():
+        shards.setdefault(stored.extents[0].file.name, []).append(stored)
+    return shards
 
 
 def _shard_is_written(store: Store, shard: str, output: Output) -> bool:

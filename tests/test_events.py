@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ print("ready", flush=True)
 sys.stdin.read()
 for number in range(20):
     record_event(run, "counted", writer=writer, number=number)
+"""
+
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as log:
+    fcntl.flock(log, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -93,6 +102,26 @@ def test_a_line_whose_answer_was_lost_is_there_once(
             record_event(run, kind)
             assert len(lines(run)) == count
             assert len(front.seen("create", layout.EVENTS)) == 2 * count, "it was sent again"
+
+
+def test_a_process_suspended_while_it_writes_blocks_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = str(tmp_path), tmp_path / layout.EVENTS
+    record_event(run, "first")
+    monkeypatch.setattr(events, "PATIENCE", 0.2)
+    suspended = [sys.executable, "-c", HOLDER, str(log)]
+    with subprocess.Popen(suspended, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"locked\n"
+        recording = threading.Thread(target=record_event, args=(run, "second"))
+        recording.start()
+        recording.join(30)
+        waits = recording.is_alive()
+    recording.join()
+    assert not waits
+    assert '"event": "second"' in caplog.text and "another process is replacing the file" in caplog.text
+    record_event(run, "third")
+    assert [line["event"] for line in lines(run)] == ["first", "third"]
 
 
 def test_a_log_that_cannot_be_written_is_a_warning_that_holds_the_line(

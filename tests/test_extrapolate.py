@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from runs import candidate, random_base, random_walk, stored, write_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from relex_core.errors import CheckpointChanged, DataError, SpecError, WindowNotReady
+from relex_core.candidate import write_companions
+from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound, SpecError, WindowNotReady
 from relex_core.extrapolate import extrapolate
 from relex_core.fit import fit, load_fit
 
@@ -237,6 +239,27 @@ def test_a_candidate_whose_weights_were_deleted_is_written_again(tmp_path: Path)
     (folder / "model.safetensors").unlink()
     extrapolate(run)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_candidate_whose_weights_are_deleted_before_its_mark_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS), candidates={"target_steps": [20, 30]})
+    fit(run)
+    gone, kept = (Path(run, "candidates", f"relex-step000{step}-scale1.00") for step in (20, 30))
+
+    def companions(*arguments: Any) -> None:
+        write_companions(*arguments)
+        (gone / "model.safetensors").unlink(missing_ok=True)
+
+    monkeypatch.setattr("relex_core.extrapolate.write_companions", companions)
+    with pytest.raises(ObjectNotFound, match="were deleted before it was complete: model") as caught:
+        extrapolate(run)
+    assert caught.value.where == str(gone) and "run the same command again" in caught.value.next_step
+    assert not (gone / "relex.json").exists() and (kept / "relex.json").exists()
+    monkeypatch.undo()
+    assert len(extrapolate(run)) == 2
 
 
 def test_a_fit_of_another_window_is_refused(tmp_path: Path) -> None:

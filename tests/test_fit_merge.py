@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,37 @@ def test_a_merge_that_comes_too_late_clears_what_its_shard_left(tmp_path: Path) 
     left.write_bytes(kept)
     assert merge(run) == artifact
     assert not left.exists()
+
+
+@pytest.mark.parametrize("again", [fit, lambda run: fit_shard(run, 1, 2)], ids=["fit", "shard"])
+def test_what_a_merge_that_was_killed_left_is_cleared(tmp_path: Path, again: Callable[[str], object]) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    fit_shard(run, 1, 1)
+    [left] = Path(run, "fit").glob("gram-*")
+    kept = left.read_bytes()
+    artifact = merge(run)
+    left.write_bytes(kept)
+    again(run)
+    assert not left.exists() and load_fit(run) == artifact
+
+
+def test_a_shard_that_ends_after_the_merge_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = random_base()
+    run = write_run(tmp_path, base, random_walk(base, STEPS))
+    from relex_core.fit import loop
+
+    real = loop.fit_groups
+
+    def slower(*arguments: Any) -> None:
+        monkeypatch.setattr(loop, "fit_groups", real)
+        fit(run)
+        real(*arguments)
+        assert list(Path(run, "fit").glob("gram-*"))
+
+    monkeypatch.setattr(loop, "fit_groups", slower)
+    fit_shard(run, 1, 1)
+    assert not list(Path(run, "fit").glob("gram-*"))
 
 
 def test_a_group_file_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

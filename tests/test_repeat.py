@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,19 +15,19 @@ import yaml
 from kfp_support import make_spec, scripted_run, spec_data
 from safetensors.torch import load_file, save_file
 
-from relex_core.candidate import Output, write_provenance
+from relex_core.candidate import write_companions, write_provenance
 from relex_core.collect import collect
 from relex_core.decide import decide
 from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowNotReady
 from relex_core.evaluate import evaluate
+from relex_core.evaluate.candidates import written_candidates
 from relex_core.evaluate.generate import Completion
 from relex_core.evaluate.samples import Batch, BatchStore, samples_key, to_jsonl
 from relex_core.evaluate.stage import Evaluation
 from relex_core.evaluate.tasks import Question
 from relex_core.extrapolate import extrapolate
-from relex_core.fit import FitArtifact
 from relex_core.gate import gate
-from relex_core.manifest import WindowManifest
+from relex_core.manifest import load_manifest
 from relex_core.publish import NOTHING_YET, publish, published
 from relex_core.run import RunResult, run
 from relex_core.storage import ObjectInfo, Store, open_store, replace_seen, write_bytes
@@ -240,9 +241,9 @@ def test_the_mark_of_a_process_that_writes_the_same_candidate_is_no_file_of_it(
     real, marks = write_provenance, sorted(folder.glob("run/candidates/*/relex.json"))
     alone = [mark.read_bytes() for mark in marks]
 
-    def later(store: Store, manifest: WindowManifest, fit: FitArtifact, output: Output) -> None:
-        real(store, manifest, fit, output)
-        real(store, manifest, fit, output)
+    def later(*arguments: Any) -> None:
+        real(*arguments)
+        real(*arguments)
 
     for mark in marks:
         mark.unlink()
@@ -362,6 +363,42 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_finished(
     while_measuring(monkeypatch, LOST, other)
     assert run(spec).decision == results[0].decision
     assert weights(folder) == [WON]
+
+
+def test_a_run_that_another_process_published_before_its_marks_were_written_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has deleted the loser's weights: what is left is no candidate."""
+    spec, results = make_spec(folder), list[RunResult]()
+
+    def other(*arguments: Any) -> None:
+        monkeypatch.setattr("relex_core.extrapolate.write_companions", write_companions)
+        for candidate in (WON, LOST):
+            assert not (folder / "run/candidates" / candidate / "relex.json").exists()
+        results.append(run(spec))
+        for mark in folder.glob("run/candidates/*/relex.json"):
+            mark.unlink()  # by this process, if it was about to begin
+        write_companions(*arguments)
+
+    monkeypatch.setattr("relex_core.extrapolate.write_companions", other)
+    assert run(spec).decision == results[0].decision
+    assert [path.parent.name for path in folder.glob("run/candidates/*/relex.json")] == [WON]
+    assert weights(folder) == [WON]
+    assert run(spec).decision == results[0].decision
+    assert {candidate.name for candidate in extrapolate(spec.run_root)} == {WON, LOST}
+
+
+def test_a_mark_that_lists_no_weights_is_none(folder: Path) -> None:
+    spec = make_spec(folder)
+    run(spec)
+    mark = folder / "run/candidates" / LOST / "relex.json"
+    told = json.loads(mark.read_text())
+    del told["files"]["model.safetensors"]
+    mark.write_text(json.dumps(told))
+    digest = load_manifest(spec.run_root).digest
+    assert [c.name for c in written_candidates(spec.run_root, digest) if c.weights] == [WON]
+    assert {candidate.name for candidate in extrapolate(spec.run_root)} == {WON, LOST}
+    assert weights(folder) == [WON, LOST]
 
 
 def test_an_error_of_a_run_that_nobody_finished_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

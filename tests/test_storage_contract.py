@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from relex_core.errors import CheckpointChanged, ObjectExists, ObjectNotFound, SpecError, StorageError
 from relex_core.storage import Store, absolute_uri, exists, join_uri, open_store, read_bytes, write_bytes
+from relex_core.storage.atomic import PARTIAL
 from relex_core.storage.base import ObjectInfo
 from relex_core.storage.local import WRITE_BACK_BYTES
 
@@ -549,3 +551,51 @@ def test_a_linked_folder_is_listed_and_a_circle_is_not(tmp_path: Path) -> None:
     (root / "step_2").symlink_to(tmp_path / "elsewhere")
     (root / "step_1" / "up").symlink_to(root)
     assert [info.name for info in open_store(str(root)).list()] == ["step_2/model.safetensors"]
+
+
+class TestAbandoned:
+    """Temporary files of killed writers, of folders only; those of writers that live are left alone."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "batches").mkdir()
+        return tmp_path / "batches"
+
+    @staticmethod
+    def left(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def test_a_listing_removes_them(self, folder: Path) -> None:
+        store = open_store(str(folder.parent))
+        with store.open_write("batches/b") as writer:
+            writer.write(b"1")
+            for name in ("a", "b"):  # another process has finished `a` meanwhile
+                (folder / f".{name}.0{PARTIAL}").write_bytes(b"half")
+            write_bytes(store, "batches/a", b"whole")
+            (folder / f".a.0{PARTIAL}").write_bytes(b"half")
+            assert names(store) == ["batches/a"]
+            assert [name.split(".")[1] for name in self.left(folder) if name.endswith(PARTIAL)] == ["b"]
+        assert self.left(folder) == ["a", "b"]
+
+    def test_deleting_an_object_removes_its_own(self, folder: Path) -> None:
+        store = open_store(str(folder.parent))
+        store.create("batches/a", b"1")
+        os.link(folder / "a", folder / f".a.0{PARTIAL}")  # killed between the two names
+        live = (folder / f".a.1{PARTIAL}").open("xb")
+        with live:
+            fcntl.flock(live, fcntl.LOCK_EX)
+            store.delete("batches/a")
+            assert self.left(folder) == [f".a.1{PARTIAL}"]
+        store.create("batches/a", b"1")
+        os.link(folder / "a", folder / f".a.0{PARTIAL}")
+        store.delete("batches/a")
+        assert not folder.exists()
+
+    def test_one_that_may_not_be_removed_is_no_error(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(path: Path, missing_ok: bool = False) -> None:
+            raise PermissionError(13, "no", str(path))
+
+        store = open_store(str(folder.parent))
+        (folder / f".a.0{PARTIAL}").write_bytes(b"half")
+        monkeypatch.setattr(Path, "unlink", refused)
+        assert names(store) == []

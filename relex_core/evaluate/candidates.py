@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -126,9 +126,17 @@ def written_candidates(run: str, window_digest: str) -> list[Candidate]:
         uri = join_uri(run, folder)
         facts = provenance.target_step, provenance.method, provenance.scale
         lost = provenance.truncation_error, provenance.spatial_rank
-        weights = all(f"{folder}/{name}" in there for name in provenance.files if name.endswith(WEIGHTS))
+        weights = _has_weights(provenance, folder, there)
         found.append(Candidate(name, uri, digest, *facts, *lost, weights=weights))
     return sorted(found, key=lambda candidate: candidate.name)
+
+
+def _has_weights(provenance: Provenance, folder: str, there: Collection[str]) -> bool:
+    """Whether all weight files are there; of a relex.json that lists no files, which relex did not write, they are."""
+    listed = [name for name in provenance.files if name.endswith(WEIGHTS)]
+    return all(f"{folder}/{name}" in there for name in listed) and (
+        not provenance.files or any(name.endswith(".safetensors") for name in listed)
+    )
 
 
 def choose(candidates: Iterable[Candidate], names: Sequence[str]) -> list[Candidate]:

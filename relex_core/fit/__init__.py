@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from relex_core import layout
 from relex_core.errors import DataError, WindowNotReady
-from relex_core.fit.artifact import FitArtifact, load_fit
+from relex_core.fit.artifact import FitArtifact, delete_group_results, load_fit
 from relex_core.manifest import load_manifest, refuse_other_window
 from relex_core.spec import load_spec_of
 from relex_core.storage import exists, open_store
@@ -61,6 +61,7 @@ def fit_shard(run: str, shard: int, shards: int, *, memory_budget: int | None = 
         from relex_core.fit.loop import fit_groups
 
         fit_groups(run, shard, shards, memory_budget)
+    _finished(run)  # if another process did the same and was faster: what it has no use for
 
 
 def merge(run: str) -> FitArtifact:
@@ -70,11 +71,9 @@ def merge(run: str) -> FitArtifact:
         WindowNotReady: a shard is not done yet.
         WindowError: only all tensors together show that the input is wrong (checks.py).
     """
-    from relex_core.fit.group_results import delete_group_results
     from relex_core.fit.merging import merge_groups
 
     if finished := _finished(run):
-        delete_group_results(open_store(run))  # of a process that did the same, and was slower
         return finished
     try:
         return merge_groups(run)
@@ -85,13 +84,20 @@ def merge(run: str) -> FitArtifact:
 
 
 def _finished(run: str) -> FitArtifact | None:
-    """The artifact of this very fit, if it is complete."""
+    """The artifact of this very fit, if it is complete.
+
+    Then group results are deleted: of a merge that was killed, or of a process that did the same and was slower.
+    """
     from relex_core.fit.key import fit_key
 
-    if not exists(open_store(run), layout.FIT):
+    store = open_store(run)
+    if not exists(store, layout.FIT):
         return None
     try:
         artifact = load_fit(run)
     except DataError:  # changed by hand, or of another version: to be made again
         return None
-    return artifact if artifact.fit_key == fit_key(load_spec_of(run), load_manifest(run)) else None
+    if artifact.fit_key != fit_key(load_spec_of(run), load_manifest(run)):
+        return None
+    delete_group_results(store)
+    return artifact

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from relex_core import layout
+from relex_core.storage import Store
 from relex_core.stored_json import load_stored
 
 
@@ -90,6 +91,13 @@ class FitArtifact(BaseModel):
     bytes_read: int
     peak_rss_bytes: int
     device: str
+
+
+def delete_group_results(store: Store) -> None:
+    """Delete what a complete fit needs no more."""
+    for info in list(store.list("fit")):
+        if info.name.startswith(layout.GROUP_GRAMS):
+            store.delete(info.name)
 
 
 def load_fit(run: str) -> FitArtifact:

@@ -88,13 +88,6 @@ class GroupResults:
         return layout.group_gram(group.number, self._groups)
 
 
-def delete_group_results(store: Store) -> None:
-    """Delete what a merged fit needs no more."""
-    for info in list(store.list("fit")):
-        if info.name.startswith(layout.GROUP_GRAMS):
-            store.delete(info.name)
-
-
 def gram_matrices(store: Store, info: ObjectInfo, header: Header) -> dict[str, np.ndarray]:
     """All Gram matrices of one file, by tensor: "T T", float64."""
     grams = {}

@@ -18,10 +18,10 @@ from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
 from relex_core.dtypes import as_bytes
 from relex_core.errors import WindowNotReady
 from relex_core.events import record_event
-from relex_core.fit.artifact import FitArtifact
+from relex_core.fit.artifact import FitArtifact, delete_group_results
 from relex_core.fit.checks import FittedSoFar
 from relex_core.fit.columns import stored_columns
-from relex_core.fit.group_results import GroupResult, GroupResults, delete_group_results
+from relex_core.fit.group_results import GroupResult, GroupResults
 from relex_core.fit.key import FIT_KEY, fit_key
 from relex_core.fit.summary import summarise
 from relex_core.groups import Group, PlannedTensor, plan_groups

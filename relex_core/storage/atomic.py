@@ -1,4 +1,5 @@
-"""Temporary files that become visible whole, or are removed: by their owner, or by the next writer if it was killed."""
+"""Temporary files that become visible whole, or are removed: by their owner or, if it was killed, by the next process
+that writes or deletes a file of that name or lists the folder."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     Raises:
         OSError: the folder cannot be made or written to.
     """
-    _remove_abandoned(path)
+    remove_abandoned(path)
     temporary, stream = _locked_file(path)
     try:
         yield temporary, stream
@@ -54,10 +55,15 @@ def _locked_file(path: Path, tries: int = 100) -> tuple[Path, BinaryIO]:
     return temporary, stream
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of killed writers to `path`: those that nobody holds a lock on."""
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary files of killed writers to `path`."""
     with suppress(FileNotFoundError):  # no folder, or no longer
         for leftover in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
-            with suppress(OSError), leftover.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
+            remove_if_abandoned(leftover)
+
+
+def remove_if_abandoned(temporary: Path) -> None:
+    """Remove a temporary file that nobody holds a lock on; one that may not be removed stays."""
+    with suppress(OSError), temporary.open("r+b") as stream:  # NFS locks only what may be written
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()

@@ -76,7 +76,7 @@ class Store(Protocol):
         `open_write` asks for no generation.
 
         Raises:
-            CheckpointChanged: the object is no longer of that generation.
+            CheckpointChanged: the object is no longer of that generation, or another caller is replacing it.
         """
 
     def open_write(self, key: str) -> AbstractContextManager[Writer]:

@@ -12,7 +12,7 @@ from stat import S_ISREG
 from typing import BinaryIO
 
 from relex_core.errors import AccessDenied, CheckpointChanged, ObjectExists, ObjectNotFound, StorageError
-from relex_core.storage.atomic import PARTIAL, sync, temporary_file
+from relex_core.storage.atomic import PARTIAL, remove_abandoned, remove_if_abandoned, sync, temporary_file
 from relex_core.storage.base import ObjectInfo, Writer
 
 # So much is written before the disk is told to begin with it.
@@ -20,7 +20,10 @@ WRITE_BACK_BYTES = 16 * 2**20
 
 
 class LocalStore:
-    """A folder. Writes go to a hidden temporary name in the same folder, are synced, and then renamed."""
+    """A folder. Writes go to a hidden temporary name in the same folder, are synced, and then renamed.
+
+    What a killed writer left under such a name is removed by whoever meets it: `list` does so, too.
+    """
 
     def __init__(self, root: str) -> None:
         self.uri = root
@@ -36,7 +39,9 @@ class LocalStore:
                 for name in names:
                     path = Path(folder, name)
                     with suppress(FileNotFoundError):  # a live trainer deletes old checkpoints while we list
-                        if not name.endswith(PARTIAL):
+                        if name.endswith(PARTIAL):
+                            remove_if_abandoned(path)
+                        else:
                             found.append(_info(path.relative_to(self._root).as_posix(), _regular(path.stat())))
         return iter(sorted(found, key=lambda info: info.name))
 
@@ -69,7 +74,7 @@ class LocalStore:
     def replace(self, key: str, data: bytes, generation: int) -> ObjectInfo:
         path = self._path(key)
         with _storage_errors(path), path.open("r+b") as current:  # NFS locks only what may be written
-            fcntl.flock(current, fcntl.LOCK_EX)  # of the file that is replaced: whoever waited for it finds another one
+            _lock(path, current)  # the file that is replaced: who comes later finds another one
             _require(path, _regular(path.stat()), generation)
             with temporary_file(path) as (temporary, stream):
                 stream.write(data)
@@ -94,6 +99,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         with _storage_errors(path), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            remove_abandoned(path)  # else the folder, left empty, could not be dropped
             path.unlink()
             with suppress(OSError):  # folders exist only as parts of keys: drop those left empty
                 for parent in path.relative_to(self._root).parents[:-1]:
@@ -142,6 +148,19 @@ def _regular(status: os.stat_result) -> os.stat_result:
     if not S_ISREG(status.st_mode):
         raise FileNotFoundError
     return status
+
+
+def _lock(path: Path, stream: BinaryIO) -> None:
+    """Lock a file that is about to be replaced. Nobody waits here for a process that may be suspended."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CheckpointChanged(
+            "another process is replacing the file",
+            where=str(path),
+            expected="one process at a time",
+            next_step="try again; if it stays so, look for a suspended process of this run",
+        ) from None
 
 
 def _require(path: Path, status: os.stat_result, generation: int) -> None:
