@@ -34,6 +34,7 @@ from relex_core.errors import (
     CheckpointChanged,
     ObjectExists,
     ObjectNotFound,
+    SpecError,
     StorageError,
     WindowNotReady,
 )
@@ -101,6 +102,7 @@ def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> Wa
         action: called with the spec and the window; may be repeated if this process dies while it runs.
 
     Raises:
+        SpecError: the action was another one, and is done.
         WindowNotReady: the time-out is over.
         DataError: the window never can be complete, or its data are wrong.
         AccessDenied, StorageError: the storage refuses, or failed too often.
@@ -113,6 +115,7 @@ def watch(spec: RunSpec, name: str, action: Action, options: WatchOptions) -> Wa
     while True:
         fired = clock.ask(lambda: _fired(store, folder))
         if fired is not None:
+            _refuse_other_action(fired, name, f"{store.uri}/{folder}")
             return WatchResult(fired, by_this_worker=False)
         if not clock.ask(claim.try_take):
             clock.wait(f"{claim.holder} is watching; standing by", at_most=options.lease / 4)
@@ -207,6 +210,17 @@ def _fired(store: Store, folder: str) -> Fired | None:
         return Fired.model_validate_json(read_bytes(store, f"{folder}/fired.json"))
     except ObjectNotFound:
         return None
+
+
+def _refuse_other_action(fired: Fired, name: str, folder: str) -> None:
+    """Who printed the window as a trial should not take it for run."""
+    if fired.action != name:
+        raise SpecError(
+            f"the window was acted on before, by another action: {fired.action} at {fired.time}",
+            where=folder,
+            expected=f"no action yet, or {name}",
+            next_step="delete this folder to act once more",
+        )
 
 
 def _fired_by_another(claim: Claim, store: Store, folder: str) -> Fired | None:

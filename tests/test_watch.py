@@ -518,6 +518,17 @@ def test_a_permission_that_is_lacking_ends_the_watch_and_a_passing_failure_does_
         assert len(front.seen("list", "")) == 3, "a lacking permission is not asked for again"
 
 
+def test_another_action_is_not_taken_for_done(trajectory: Path) -> None:
+    spec = load_spec(write_spec(trajectory))
+    options = WatchOptions(interval=0.1, timeout=30)
+    assert watch(spec, "print", lambda *_: None, options).by_this_worker
+    assert not watch(spec, "print", lambda *_: None, options).by_this_worker
+    with pytest.raises(SpecError, match="by another action: print at") as caught:
+        watch(spec, "run", lambda *_: None, options)
+    shutil.rmtree(caught.value.where)
+    assert watch(spec, "run", lambda *_: None, options).by_this_worker
+
+
 def test_the_wait_grows_while_the_storage_fails_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     slept, failures = list[float](), [StorageError("busy")] * 4 + [StorageError("slow")]
 
