@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from relex_core.candidate import write_companions, write_provenance
 from relex_core.collect import collect
 from relex_core.decide import decide
-from relex_core.errors import DataError, ObjectNotFound, SpecError, WindowNotReady
+from relex_core.errors import (
+    CheckpointChanged,
+    DataError,
+    ObjectExists,
+    ObjectNotFound,
+    SpecError,
+    WindowNotReady,
+)
 from relex_core.evaluate import evaluate
 from relex_core.evaluate.candidates import written_candidates
 from relex_core.evaluate.generate import Completion
@@ -327,6 +334,10 @@ def test_a_slower_process_does_not_replace_what_it_has_not_seen(
             waiting.pop()
             evaluate(spec.run_root)
             decided.append(decide(spec.run_root).model_dump_json(exclude={"cost"}))
+            stored = (folder / "run" / name).read_bytes()
+            with pytest.raises((ObjectExists, CheckpointChanged)):
+                real(store, name, data, seen)
+            assert (folder / "run" / name).read_bytes() == stored
         return real(store, name, data, seen)
 
     monkeypatch.setattr("relex_core.evaluate.stage.replace_seen", slower)
