@@ -22,7 +22,7 @@ _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F1
 # In the order of `enum processor`.
 _PROCESSORS = ("cpu", "cpu, AVX2", "cpu, AVX-512")
 
-VERSION = 4
+VERSION = 5
 """Of kernels.c, as `relex_kernels_version` there."""
 
 

@@ -10,6 +10,7 @@ Pure arithmetic on names and sizes; needs the bare install only, and so does `re
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -169,7 +170,8 @@ def plan_fit(
         fixed = resident + 2 * 2**20 + 2 * largest_group + results + scratch
         # One for each block and for each end of a segment, until the tensor is done.
         grams = (columns // BLOCK_COLUMNS + most_segments(groups, columns)) * gram
-        size = columns * (steps * row_item + base_item) + grams
+        # A mapped row begins and ends within a page.
+        size = columns * (steps * row_item + base_item) + steps * mmap.PAGESIZE + grams
         return _Stripes(columns, size, fixed, (memory_budget - fixed) // size)
 
     least, ahead = workers + 2, workers + max(2, workers // 2)  # the second pass holds a stripe per worker and two more

@@ -52,6 +52,7 @@ ORDER = (
     "watch",
     "dtypes",
     "kernels",
+    "mapped",
     "elements",
     "lora",
     "fit",

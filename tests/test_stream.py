@@ -55,6 +55,9 @@ class HeldReader:
             buffer[piece.at : piece.at + len(stored)] = stored.tobytes()
             self.bytes_read += len(stored)
 
+    def file_range(self, pieces: Iterable[Piece]) -> None:
+        return None
+
 
 class Window:
     """A random window, and the plan for it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
@@ -13,7 +14,7 @@ from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
-from relex_core.storage import ObjectInfo, Store, open_store, open_stores
+from relex_core.storage import LocalStore, ObjectInfo, Store, open_store, open_stores
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,53 @@ class Reader(Protocol):
             StorageError: the storage failed.
         """
 
+    def file_range(self, pieces: Iterable[Piece]) -> FileRange | None:
+        """Where `pieces` lie side by side, as in the buffer, in a file of this machine; None if they do not."""
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Bytes of a file of this machine, to be mapped instead of read."""
+
+    label: str
+    """Of the reader."""
+    store: LocalStore
+    file: ObjectInfo
+    offset: int
+    count: int
+    counted: Callable[[int], None]
+    """To be told of bytes that are used, as if they had been read."""
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """A descriptor of the file, as long as the block lasts.
+
+        Raises:
+            CheckpointChanged: the file is no longer the one that was collected.
+            StorageError: the storage failed.
+        """
+        with _told_of_change(self.label), self.store.open_file(self.file.name, self.file.generation) as descriptor:
+            yield descriptor
+
+    def check(self) -> None:
+        """See whether it is still the same file. Raises as `open`."""
+        with self.open():
+            pass
+
+
+@contextmanager
+def _told_of_change(label: str) -> Iterator[None]:
+    """Say which checkpoint it is whose file was replaced or removed."""
+    try:
+        yield
+    except (CheckpointChanged, ObjectNotFound) as error:
+        raise CheckpointChanged(
+            f"checkpoint changed: {label}: {error.what}",
+            where=error.where,
+            expected=error.expected,
+            next_step=error.next_step or "restore the file, or collect again into a new run directory",
+        ) from None
+
 
 class TensorReader:
     """The reader of weights that lie in files, whole or in shards."""
@@ -71,17 +119,20 @@ class TensorReader:
     def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
         """Read `pieces` into `buffer`; pieces that are neighbours both in a file and in the buffer become one read."""
         for file, offset, at, count in self._ranges(pieces):
-            try:
+            with _told_of_change(self.label):
                 self._store.read_into(file.name, file.generation, offset, buffer[at : at + count])
-            except (CheckpointChanged, ObjectNotFound) as error:
-                raise CheckpointChanged(
-                    f"checkpoint changed: {self.label}: {error.what}",
-                    where=error.where,
-                    expected=error.expected,
-                    next_step=error.next_step or "restore the file, or collect again into a new run directory",
-                ) from None
-            with self._lock:
-                self._bytes_read += count
+            self._count(count)
+
+    def file_range(self, pieces: Iterable[Piece]) -> FileRange | None:
+        ranges = self._ranges(pieces) if isinstance(self._store, LocalStore) else []
+        if len(ranges) != 1:
+            return None
+        file, offset, _, count = ranges[0]
+        return FileRange(self.label, self._store, file, offset, count, self._count)
+
+    def _count(self, count: int) -> None:
+        with self._lock:
+            self._bytes_read += count
 
     def _ranges(self, pieces: Iterable[Piece]) -> list[tuple[ObjectInfo, int, int, int]]:
         """(file, offset in it, offset in the buffer, bytes) of the reads that `pieces` need."""

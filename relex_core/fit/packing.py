@@ -14,28 +14,12 @@ from threading import Lock
 
 import numpy as np
 
+from relex_core.fit.buffers import Buffers, LoadedStripe
 from relex_core.kernels import Kernels
 from relex_core.stripes import Segment
 
 ALIGNMENT = 8
 """Bytes; of arrays in a buffer."""
-
-
-@dataclass
-class Buffers:
-    """Memory of one stripe: a row of bytes per step, and one for the base."""
-
-    rows: np.ndarray
-    base: np.ndarray
-
-
-@dataclass
-class LoadedStripe:
-    """A stripe in memory, or several packed ones."""
-
-    buffers: Buffers
-    waiting: int
-    """Parts that are not done yet."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +98,7 @@ class Packing:
         with self._lock:
             for room in self._rooms:
                 at = room.used
-                if at + size <= room.stripe.buffers.rows.nbytes:
+                if at + size <= room.stripe.rows.nbytes:
                     room.used += size
                     room.stripe.waiting += 1
                     return room.stripe, at
@@ -127,7 +111,7 @@ class _Room:
 
     stripe: LoadedStripe
     used: int
-    """Bytes of `buffers.rows`."""
+    """Bytes of its rows."""
 
 
 def _sizes(part: Part, columns: int) -> tuple[int, int, int]:
@@ -136,7 +120,7 @@ def _sizes(part: Part, columns: int) -> tuple[int, int, int]:
 
 
 def _packed(part: Part, changed: np.ndarray, kernels: Kernels, stripe: LoadedStripe, at: int) -> Part:
-    memory, arrays = stripe.buffers.rows.reshape(-1), list[np.ndarray]()
+    memory, arrays = stripe.rows.reshape(-1), list[np.ndarray]()
     dtypes = part.slices.dtype, part.base.dtype, changed.dtype
     for size, dtype in zip(_sizes(part, len(changed)), dtypes, strict=True):
         arrays.append(memory[at : at + size].view(dtype))

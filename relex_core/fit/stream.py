@@ -1,9 +1,10 @@
 """Stripes of the window, read ahead in threads while earlier ones are in work.
 
-    readers -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
+    files -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
-stripe is read into it. The order of stripes is fixed, so the main thread can wait for them one by one.
+stripe is read into it. Where all of a stripe stays until it is done anyway, files of this machine are mapped instead
+(buffers.py): what is in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dataclasses import replace
 from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.dtypes import NUMPY_DTYPES
+from relex_core.fit.buffers import Buffers, LoadedStripe
 from relex_core.fit.gram import Tiles, block_grams
 from relex_core.fit.memory import Memory
-from relex_core.fit.packing import Buffers, LoadedStripe, Packing, Part
+from relex_core.fit.packing import Packing, Part
 from relex_core.groups import PlannedTensor
+from relex_core.mapped import lost_pages
 from relex_core.plan import FitPlan
 from relex_core.stripes import Segment, Stripe
 
@@ -67,6 +70,7 @@ class WindowStream:
         self._again: deque[Segment] = deque()
         self._undecided = False  # whether all of a tensor was asked for, and what is to be read again is not known yet
         self._packing: tuple[PlannedTensor, Packing] | None = None
+        self._lost_before = lost_pages()
         self._read_ahead()
 
     def parts(self, tensor: PlannedTensor) -> Iterator[Part]:
@@ -96,9 +100,15 @@ class WindowStream:
         return (part if isinstance(part, Part) else self._next() for part in parts)
 
     def done(self, part: Part) -> None:
-        """Give the part's memory back; only for the main thread."""
+        """Give the part's memory back; only for the main thread.
+
+        Raises:
+            CheckpointChanged: what it was made of changed while it was in use.
+            StorageError: it could not be read.
+        """
         part.stripe.waiting -= 1
         if not part.stripe.waiting:
+            part.stripe.check(self._lost_before)
             self._free.append(part.stripe.buffers)
             self._read_ahead()
 
@@ -128,8 +138,7 @@ class WindowStream:
         if self._free:
             return self._free.pop()
         self._unused -= 1
-        rows = self.memory.buffer((self._plan.steps, self._plan.row_bytes))
-        return Buffers(rows, self.memory.buffer((self._plan.base_row_bytes,)))
+        return Buffers(self.memory, self._plan.steps, self._plan.row_bytes, self._plan.base_row_bytes)
 
     def _packing_of(self, stripe: Stripe) -> Packing | None:
         """Where the stripe waits for its tensor, if it holds some of one tensor."""
@@ -147,7 +156,8 @@ class WindowStream:
         Returns:
             (its parts, buffers that are free again)
         """
-        loaded, tiles = self._read(stripe, buffers), self.scratch.tiles
+        stays = all(self._plan.held(segment.tensor) for segment in stripe.segments)
+        loaded, tiles = self._read(stripe, buffers, may_map=stays), self.scratch.tiles
         parts, changed = list[Part](), None
         with self.memory.in_order():
             for segment in stripe.segments:
@@ -156,31 +166,48 @@ class WindowStream:
                     grams, squares, changed = block_grams(part.slices, part.base, tiles)
                     part = replace(part, grams=grams, base_squares=squares)
                 parts.append(part)
-        if packing is None:
+        if packing is None or loaded.mapped:
             return parts, None
         kept, free = packing.keep(parts[0], changed, tiles.kernels)
         return [kept], free
 
     def _reload(self, segment: Segment, buffers: Buffers) -> tuple[list[Part], None]:
         """Read a segment once more; runs in a thread of the pool."""
-        return [_part(segment, self._read(Stripe((segment,)), buffers))], None
+        return [_part(segment, self._read(Stripe((segment,)), buffers, may_map=True))], None
 
-    def _read(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe:
+    def _read(self, stripe: Stripe, buffers: Buffers, may_map: bool) -> LoadedStripe:
         """Read one stripe at every step and in the base."""
-        pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
-        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, buffers.rows):
-            pass
+        loaded = (self._mapped(stripe, buffers) if may_map else None) or self._copied(stripe, buffers)
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
         self._base.read(base_pieces, memoryview(buffers.base))
         self._on_read(sum(map(self._plan.segment_bytes, stripe.segments)))
-        return LoadedStripe(buffers, len(stripe.segments))
+        return loaded
+
+    def _mapped(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe | None:
+        """One stripe at every step, without a copy; None where that cannot be."""
+        pieces = _pieces(stripe)
+        ranges = [found for reader in self._observed if (found := reader.file_range(pieces)) is not None]
+        if len(ranges) < len(self._observed):
+            return None
+        rows = buffers.map(ranges, max(ITEM_BYTES[segment.tensor.dtype] for segment in stripe.segments))
+        return None if rows is None else LoadedStripe(buffers, rows, len(stripe.segments), ranges)
+
+    def _copied(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe:
+        pieces, rows = _pieces(stripe), buffers.rows()
+        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, rows):
+            pass
+        return LoadedStripe(buffers, rows, len(stripe.segments))
+
+
+def _pieces(stripe: Stripe) -> list[Piece]:
+    return [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
 
 
 def _part(segment: Segment, loaded: LoadedStripe) -> Part:
     tensor, count = segment.tensor, segment.stop - segment.start
-    rows, base_row = loaded.buffers.rows, loaded.buffers.base
+    rows, base_row = loaded.rows, loaded.buffers.base
     width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
     slices = rows[:, segment.at : segment.at + width].view(NUMPY_DTYPES[tensor.dtype])
     base = base_row[segment.base_at : segment.base_at + base_width].view(NUMPY_DTYPES[tensor.base_dtype])

@@ -41,6 +41,9 @@ class TorchMemory:
     def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda").numpy()
 
+    def mapped(self, rows: int, row_bytes: int) -> None:
+        return None  # only pinned memory is copied while the host goes on
+
     def load(self, array: np.ndarray) -> Tensor:
         # bfloat16 is unknown to torch.from_numpy: bytes are. Rows of a stripe do not lie side by side, and only
         # contiguous pinned memory is copied without the host waiting.

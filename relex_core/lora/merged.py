@@ -49,6 +49,9 @@ class MergedReader:
             else:
                 self._base.read([Piece(piece.tensor, piece.start, piece.stop, 0)], part)
 
+    def file_range(self, pieces: Iterable[Piece]) -> None:
+        return None  # merged weights lie nowhere
+
     def _merge(self, piece: Piece, part: memoryview) -> None:
         dtype = self.tensors[piece.tensor].dtype
         item = ITEM_BYTES[dtype]

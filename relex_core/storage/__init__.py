@@ -31,6 +31,7 @@ PATCH_SUFFIX = ".relexpatch"
 
 __all__ = [
     "PATCH_SUFFIX",
+    "LocalStore",
     "ObjectInfo",
     "Store",
     "Writer",

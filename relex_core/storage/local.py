@@ -51,12 +51,22 @@ class LocalStore:
             return _info(key, _regular(path.stat()))
 
     def read_into(self, key: str, generation: int, offset: int, buffer: memoryview) -> None:
-        path, buffer = self._path(key), buffer.cast("B")
+        with self.open_file(key, generation) as handle:
+            _pread_all(handle, offset, buffer.cast("B"), self._path(key))
+
+    @contextmanager
+    def open_file(self, key: str, generation: int) -> Iterator[int]:
+        """A descriptor of the file, for reading, as long as the block lasts.
+
+        Raises:
+            As `Store.read_into`.
+        """
+        path = self._path(key)
         with _storage_errors(path):
             handle = os.open(path, os.O_RDONLY)
             try:
                 _require(path, _regular(os.fstat(handle)), generation)
-                _pread_all(handle, offset, buffer, path)
+                yield handle
             finally:
                 os.close(handle)
 
