@@ -22,6 +22,8 @@ PAGE = mmap.PAGESIZE
 class MappedRows:
     """Addresses for rows of bytes; free when the last array of them is gone.
 
+    `np.asarray` gives them as uint8 "T n", read-only: only what is mapped may be looked at.
+
     Args:
         library: from `mapping_library`.
         rows: T.

@@ -47,8 +47,9 @@ class Buffers:
         Raises:
             CheckpointChanged: a file is no longer the one that was collected.
         """
-        shifts = {found.offset % PAGE for found in ranges}
-        if len(shifts) > 1 or min(shifts) % item:
+        shift, count = ranges[0].offset % PAGE, ranges[0].count
+        alike = all((found.offset % PAGE, found.count) == (shift, count) for found in ranges)
+        if not alike or shift % item:
             return None
         try:
             self._mapped = self._mapped or self._memory.mapped(*self._shape)
@@ -63,7 +64,7 @@ class Buffers:
                 found.counted(found.count)
         except OSError:
             return None  # reading succeeds, or says what is wrong
-        return np.asarray(self._mapped)[:, min(shifts) :]
+        return np.asarray(self._mapped)[:, shift : shift + count]
 
 
 @dataclass

@@ -58,6 +58,8 @@ class Packing:
     """
 
     def __init__(self, most: int, whole: bool) -> None:
+        self.dense = False
+        """Whether a part was met of which most columns changed."""
         self._left, self._whole = most, whole
         self._rooms: list[_Room] = []
         self._lock = Lock()
@@ -73,7 +75,8 @@ class Packing:
         """
         # Values that are not finite may stand in columns that did not change: the direction shows them, if it is whole.
         sound = part.base_squares is not None and np.isfinite(part.base_squares).all()
-        if kernels is None or changed is None or not sound:
+        if kernels is None or changed is None or not sound or part.stripe.mapped:
+            self.dense = self.dense or changed is None
             return replace(part, kept=self._whole and self._take_buffers()), None
         size = sum(
             map(_aligned, _sizes(part, len(changed)))

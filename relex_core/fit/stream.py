@@ -3,8 +3,8 @@
     files -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
-stripe is read into it. Where all of a stripe stays until it is done anyway, files of this machine are mapped instead
-(buffers.py): what is in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
+stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (buffers.py): what is
+in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class WindowStream:
         Returns:
             (its parts, buffers that are free again)
         """
-        stays = all(self._plan.held(segment.tensor) for segment in stripe.segments)
-        loaded, tiles = self._read(stripe, buffers, may_map=stays), self.scratch.tiles
+        unpacked = (packing and packing.dense) or all(self._plan.held(segment.tensor) for segment in stripe.segments)
+        loaded, tiles = self._read(stripe, buffers, may_map=unpacked), self.scratch.tiles
         parts, changed = list[Part](), None
         with self.memory.in_order():
             for segment in stripe.segments:
@@ -166,7 +166,7 @@ class WindowStream:
                     grams, squares, changed = block_grams(part.slices, part.base, tiles)
                     part = replace(part, grams=grams, base_squares=squares)
                 parts.append(part)
-        if packing is None or loaded.mapped:
+        if packing is None:
             return parts, None
         kept, free = packing.keep(parts[0], changed, tiles.kernels)
         return [kept], free

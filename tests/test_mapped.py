@@ -1,0 +1,254 @@
+"""Files mapped over memory: real files, cut and changed while they are in use; and the fit that uses them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import random_base, random_walk, save, stored, write_run
+from safetensors.torch import save_file
+from test_kernels import library  # noqa: F401
+
+from relex_core.checkpoints.reader import FileRange
+from relex_core.errors import CheckpointChanged, StorageError
+from relex_core.fit import fit, loop
+from relex_core.fit.buffers import Buffers
+from relex_core.fit.memory import HostMemory
+from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
+
+STEPS = [3, 4, 8, 20, 31]
+
+pytestmark = [
+    pytest.mark.usefixtures("library"),
+    pytest.mark.skipif(sys.platform != "linux", reason="files are mapped on Linux only"),
+]
+
+
+def mapped_rows(rows: int, row_bytes: int) -> MappedRows:
+    found = mapping_library()
+    assert found is not None
+    return MappedRows(found, rows, row_bytes)
+
+
+def map_file(rows: MappedRows, row: int, path: Path, offset: int, count: int) -> None:
+    file = os.open(path, os.O_RDONLY)
+    rows.map(row, file, offset, count)
+    os.close(file)
+    rows.wait_for(row, offset, count)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 3 * PAGE + 5)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+def test_rows_hold_the_bytes_of_their_files(
+    places: list[tuple[int, int]], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, generator = tmp_path_factory.mktemp("files"), np.random.default_rng(seed)
+    rows = mapped_rows(len(places), 3 * PAGE + 5)
+    for _ in range(2):  # over what was mapped before
+        for row, (offset, count) in enumerate(places):
+            content = generator.bytes(offset + count)
+            path = folder / str(row)
+            path.write_bytes(content)
+            map_file(rows, row, path, offset, count)
+            seen = np.asarray(rows)[row, offset % PAGE : offset % PAGE + count]
+            assert seen.tobytes() == content[offset:] and not seen.flags.writeable
+
+
+def test_an_array_keeps_its_addresses_and_gives_them_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"held" * PAGE)
+
+    def held() -> np.ndarray:
+        rows = mapped_rows(1, PAGE)
+        map_file(rows, 0, path, 0, PAGE)
+        return np.asarray(rows)[0, 4:8]
+
+    kept = held()
+    for _ in range(5000):  # more than can be taken at the same time
+        mapped_rows(1, PAGE)
+    assert kept.tobytes() == b"held"
+
+
+def test_a_file_that_is_too_short_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (PAGE + 1))
+    with pytest.raises(OSError, match="Bad address"):
+        map_file(mapped_rows(1, 3 * PAGE), 0, path, 0, 2 * PAGE + 1)
+
+
+def test_lost_pages_are_counted_and_the_process_lives(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 4 * PAGE)
+    rows, before = mapped_rows(1, 4 * PAGE), lost_pages()
+    map_file(rows, 0, path, 0, 4 * PAGE)
+    os.truncate(path, PAGE)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: np.asarray(rows)[0, : 4 * PAGE].tobytes(), range(4)))
+    assert 3 <= lost_pages() - before <= 12, "at most once a thread and page"
+    assert np.asarray(rows)[0, : 4 * PAGE].tobytes() == b"x" * PAGE + bytes(3 * PAGE)
+    path.write_bytes(b"y" * 4 * PAGE)
+    map_file(rows, 0, path, 0, 4 * PAGE)
+    assert np.asarray(rows)[0, : 4 * PAGE].tobytes() == b"y" * 4 * PAGE
+
+
+@pytest.mark.parametrize(
+    "another",
+    [
+        "data = mmap.mmap(file, 0, prot=mmap.PROT_READ); os.truncate(file, 0); data[0]",
+        "os.kill(os.getpid(), signal.SIGBUS); time.sleep(10)",
+    ],
+)
+def test_other_bus_errors_end_the_process_as_ever(another: str, tmp_path: Path) -> None:
+    script = f"""
+import mmap, os, signal, sys, time
+from relex_core.mapped import MappedRows, mapping_library
+rows = MappedRows(mapping_library(), 1, 1)
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, b"x" * mmap.PAGESIZE)
+rows.map(0, file, 0, mmap.PAGESIZE)
+{another}
+print("went on")
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "file")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGBUS and ended.stdout == ""
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every stripe: whether its files could be mapped."""
+    seen: list[bool] = []
+    whole = Buffers.map
+
+    def told(self: Buffers, ranges: list[FileRange], item: int) -> np.ndarray | None:
+        rows = whole(self, ranges, item)
+        seen.append(rows is not None)
+        return rows
+
+    monkeypatch.setattr(Buffers, "map", told)
+    return seen
+
+
+def write_window(root: Path, dtype: torch.dtype = torch.bfloat16) -> str:
+    """Of three groups; the last one has three tensors."""
+    base = random_base(dtype=dtype)
+    base["model.large.weight"] = torch.randn(200_001, generator=torch.Generator().manual_seed(3)).to(dtype)
+    return write_run(root, base, random_walk(base, STEPS), fit={"group_size": 200_000})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_fit_has_the_same_bytes_as_without(
+    dtype: torch.dtype, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fit(write_window(tmp_path / "mapped", dtype))
+    assert maps and all(maps)
+    monkeypatch.setattr(HostMemory, "mapped", lambda *_: None)
+    read = fit(write_window(tmp_path / "read", dtype))
+    assert not any(maps[len(maps) // 2 :])
+    assert (found.tensors, found.bytes_read) == (read.tensors, read.bytes_read)
+    for path in Path(tmp_path, "read", "run", "fit").glob("*.safetensors"):
+        weights = [stored(str(tmp_path / folder / "run")) for folder in ("mapped", "read")]
+        assert weights[0].keys() == weights[1].keys(), path
+        assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+@pytest.mark.parametrize("longer", ["x" * 8, "x" * 9], ids=["another place in its page", "an odd place"])
+def test_files_laid_out_otherwise_are_read(longer: str, tmp_path: Path, maps: list[bool]) -> None:
+    base = random_base(dtype=torch.bfloat16)
+    states = random_walk(base, STEPS)
+    plain = fit(write_run(tmp_path / "plain", base, states))
+    other = tmp_path / "other"
+    save(other / "base", base)
+    for step, state in states.items():
+        folder = other / "trajectory" / f"global_step_{step}"
+        save(folder, state)
+        if step == STEPS[1]:
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt", "more": longer})
+    maps.clear()
+    assert fit(write_run(other, base, states)).tensors == plain.tensors
+    assert maps and not any(maps)
+
+
+def during(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen once, between the Gram matrix and the direction of the sixth and last tensor."""
+    whole, calls = loop.decompose, []
+
+    def decompose(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 6:
+            happens()
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "decompose", decompose)
+
+
+@pytest.mark.parametrize("change", ["cut", "written to", "gone"])
+def test_a_file_that_changes_while_it_is_mapped_is_refused(
+    change: str, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_window(tmp_path)
+    path = tmp_path / "trajectory" / "global_step_8" / "model.safetensors"
+    content, status = path.read_bytes(), path.stat()
+
+    def happens() -> None:
+        if change == "cut":
+            os.truncate(path, PAGE)
+        elif change == "gone":
+            path.rename(path.with_suffix(".old"))
+        else:
+            with path.open("r+b") as stream:
+                stream.write(content)
+
+    with monkeypatch.context() as patch:
+        during(patch, happens)
+        with pytest.raises(CheckpointChanged, match="step 8") as caught:
+            fit(run)
+    assert all(maps) and caught.value.exit_code == 4 and str(path) in str(caught.value.where)
+    assert not Path(run, "fit", "fit.json").exists() and len(list(Path(run, "fit").glob("direction*"))) == 2
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fit(run).tensors == fit(write_window(tmp_path / "other")).tensors
+
+
+def test_bytes_that_could_not_be_had_are_refused_although_the_file_looks_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a disk fails."""
+    run = write_window(tmp_path)
+    path = tmp_path / "trajectory" / "global_step_8" / "model.safetensors"
+    content, status = path.read_bytes(), path.stat()
+    arrays: list[np.ndarray] = []
+    whole = Buffers.map
+
+    def kept(self: Buffers, ranges: list[FileRange], item: int) -> np.ndarray | None:
+        rows = whole(self, ranges, item)
+        assert rows is not None
+        arrays.append(rows)
+        return rows
+
+    def happens() -> None:
+        os.truncate(path, 0)
+        for rows in arrays:
+            rows[STEPS.index(8), : 2 * PAGE].tobytes()
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(Buffers, "map", kept)
+    during(monkeypatch, happens)
+    with pytest.raises(StorageError, match="could not be read") as caught:
+        fit(run)
+    assert str(path.parent) in str(caught.value.where) and caught.value.exit_code == 5
+    assert not Path(run, "fit", "fit.json").exists()
