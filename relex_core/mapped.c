@@ -18,10 +18,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22 /* Linux 5.14 */
-#endif
-
 enum { MOST = 4096 }; /* reservations at the same time */
 
 static struct {
@@ -83,19 +79,18 @@ void relex_release(void *start) {
         }
 }
 
-int relex_map(void *at, size_t bytes, int file, int64_t offset) {
-    if (mmap(at, bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, offset) == MAP_FAILED) return errno;
-    madvise(at, bytes, MADV_WILLNEED); /* the disk may begin */
-    return 0;
-}
-
-int relex_wait_for(void *at, size_t bytes) {
-    return madvise(at, bytes, MADV_POPULATE_READ) && errno != EINVAL ? errno : 0; /* EINVAL: Linux is older */
-}
-
-int relex_unmap(void *at, size_t bytes) {
+int relex_unmap(void *start, size_t bytes) {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    return mmap(at, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED ? errno : 0;
+    return mmap(start, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED ? errno : 0;
+}
+
+int relex_map_rows(char *start, size_t bytes, size_t pitch, const int *files, const int64_t *offsets, int rows, size_t count) {
+    const int error = relex_unmap(start, bytes); /* all at once: each row's old pages alone would stop the other threads */
+    if (error) return error;
+    for (int t = 0; t < rows; t++) /* madvise (WILLNEED, POPULATE_READ) costs more than the faults do that it saves */
+        if (mmap(start + (size_t)t * pitch, count, PROT_READ, MAP_PRIVATE | MAP_FIXED, files[t], offsets[t]) == MAP_FAILED)
+            return errno;
+    return 0;
 }
 
 long relex_lost_pages(void) { return lost; }
@@ -103,11 +98,10 @@ long relex_lost_pages(void) { return lost; }
 #else
 void *relex_reserve(size_t bytes) { (void)bytes; return NULL; }
 void relex_release(void *start) { (void)start; }
-int relex_map(void *at, size_t bytes, int file, int64_t offset) {
-    (void)at; (void)bytes; (void)file; (void)offset;
+int relex_unmap(void *start, size_t bytes) { (void)start; (void)bytes; return ENOSYS; }
+int relex_map_rows(char *start, size_t bytes, size_t pitch, const int *files, const int64_t *offsets, int rows, size_t count) {
+    (void)start; (void)bytes; (void)pitch; (void)files; (void)offsets; (void)rows; (void)count;
     return ENOSYS;
 }
-int relex_wait_for(void *at, size_t bytes) { (void)at; (void)bytes; return ENOSYS; }
-int relex_unmap(void *at, size_t bytes) { (void)at; (void)bytes; return ENOSYS; }
 long relex_lost_pages(void) { return 0; }
 #endif

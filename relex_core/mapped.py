@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Sequence
 from functools import cache
-
-import numpy as np
 
 from relex_core.kernels import compiled_library
 
@@ -27,15 +26,14 @@ class MappedRows:
     Args:
         library: from `mapping_library`.
         rows: T.
-        row_bytes: most bytes of a row.
+        row_bytes: most bytes of a row, from the beginning of the first page that holds some.
 
     Raises:
         OSError: there are no more addresses.
     """
 
     def __init__(self, library: ctypes.CDLL, rows: int, row_bytes: int) -> None:
-        # A file's bytes begin anywhere in their first page.
-        self._library, self._pitch = library, -(-row_bytes // PAGE) * PAGE + PAGE
+        self._library, self._rows, self._pitch = library, rows, -(-row_bytes // PAGE) * PAGE
         self._bytes = rows * self._pitch
         self._start = library.relex_reserve(self._bytes)
         if not self._start:
@@ -47,26 +45,24 @@ class MappedRows:
             "typestr": "|u1",
         }
 
-    def map(self, row: int, file: int, offset: int, count: int) -> None:
-        """Let bytes of a file be those of a row; they begin in it at `offset % PAGE`.
+    def map(self, files: Sequence[int], offsets: Sequence[int], count: int) -> None:
+        """Let bytes of files be the rows, in place of what was mapped before; they begin in them at `offset % PAGE`.
 
         Args:
-            file: a descriptor, which may be closed afterwards.
+            files: descriptors, one a row; they may be closed afterwards.
+            offsets: of the first byte in each file; all with the same `offset % PAGE`.
+            count: bytes of each.
 
         Raises:
-            OSError: its file system cannot do that.
+            OSError: their file system cannot do that.
         """
-        shift = offset % PAGE
+        shift = offsets[0] % PAGE
         assert shift + count <= self._pitch, "a row holds what it was made for"
-        self._call(self._library.relex_map, self._start + row * self._pitch, shift + count, file, offset - shift)
-
-    def wait_for(self, row: int, offset: int, count: int) -> None:
-        """Wait until what was mapped to a row has come from the disk; the file's bytes must be asked for as in `map`.
-
-        Raises:
-            OSError: the file ends before that, or its disk fails.
-        """
-        self._call(self._library.relex_wait_for, self._start + row * self._pitch, offset % PAGE + count)
+        assert len(files) == len(offsets) == self._rows, "a file for each row"
+        starts = (ctypes.c_int64 * self._rows)(*(offset - shift for offset in offsets))
+        descriptors = (ctypes.c_int * self._rows)(*files)
+        rows = self._pitch, descriptors, starts, self._rows, shift + count
+        self._call(self._library.relex_map_rows, self._start, self._bytes, *rows)
 
     def clear(self) -> None:
         """Let go of all files.
@@ -76,7 +72,7 @@ class MappedRows:
         """
         self._call(self._library.relex_unmap, self._start, self._bytes)
 
-    def _call(self, function: ctypes._NamedFuncPointer, *arguments: int) -> None:
+    def _call(self, function: ctypes._NamedFuncPointer, *arguments: object) -> None:
         if error := function(*arguments):
             raise OSError(error, os.strerror(error))
 
@@ -93,8 +89,9 @@ def mapping_library() -> ctypes.CDLL | None:
         address, size = ctypes.c_void_p, ctypes.c_size_t
         library.relex_reserve.argtypes, library.relex_reserve.restype = (size,), address
         library.relex_release.argtypes, library.relex_release.restype = (address,), None
-        library.relex_map.argtypes = (address, size, ctypes.c_int, ctypes.c_int64)
-        library.relex_wait_for.argtypes = library.relex_unmap.argtypes = (address, size)
+        files, offsets = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int64)
+        library.relex_map_rows.argtypes = (address, size, size, files, offsets, ctypes.c_int, size)
+        library.relex_unmap.argtypes = (address, size)
         library.relex_lost_pages.argtypes, library.relex_lost_pages.restype = (), ctypes.c_long
     return library
 

@@ -14,7 +14,7 @@ from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
-from relex_core.storage import LocalStore, ObjectInfo, Store, open_store, open_stores
+from relex_core.storage import LocalStore, ObjectInfo, OpenFile, Store, open_store, open_stores
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,20 @@ class FileRange:
 
     label: str
     """Of the reader."""
-    store: LocalStore
-    file: ObjectInfo
+    file: OpenFile
     offset: int
     count: int
     counted: Callable[[int], None]
     """To be told of bytes that are used, as if they had been read."""
 
-    @contextmanager
-    def open(self) -> Iterator[int]:
-        """A descriptor of the file, as long as the block lasts.
+    def check(self) -> None:
+        """See that the file is still what it was when it was opened.
 
         Raises:
-            CheckpointChanged: the file is no longer the one that was collected.
-            StorageError: the storage failed.
+            CheckpointChanged: something was written into it.
         """
-        with _told_of_change(self.label), self.store.open_file(self.file.name, self.file.generation) as descriptor:
-            yield descriptor
-
-    def check(self) -> None:
-        """See whether it is still the same file. Raises as `open`."""
-        with self.open():
-            pass
+        with _told_of_change(self.label):
+            self.file.check()
 
 
 @contextmanager
@@ -106,6 +98,8 @@ class TensorReader:
         self._store = store
         self._bytes_read = 0
         self._lock = Lock()
+        self._last: tuple[str, OpenFile | None] = "", None
+        """The file that was asked for last: most ranges lie in the same one."""
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -124,11 +118,21 @@ class TensorReader:
             self._count(count)
 
     def file_range(self, pieces: Iterable[Piece]) -> FileRange | None:
-        ranges = self._ranges(pieces) if isinstance(self._store, LocalStore) else []
+        if not isinstance(self._store, LocalStore):
+            return None
+        ranges = self._ranges(pieces)
         if len(ranges) != 1:
             return None
-        file, offset, _, count = ranges[0]
-        return FileRange(self.label, self._store, file, offset, count, self._count)
+        info, offset, _, count = ranges[0]
+        return FileRange(self.label, self._open(self._store, info), offset, count, self._count)
+
+    def _open(self, store: LocalStore, info: ObjectInfo) -> OpenFile:
+        name, file = self._last
+        if file is None or name != info.name:
+            with _told_of_change(self.label):
+                file = store.open_file(info.name, info.generation)
+            self._last = info.name, file
+        return file
 
     def _count(self, count: int) -> None:
         with self._lock:

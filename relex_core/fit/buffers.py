@@ -43,9 +43,6 @@ class Buffers:
 
         Returns:
             None where these cannot be mapped so that all rows begin at the same byte of their memory: read them.
-
-        Raises:
-            CheckpointChanged: a file is no longer the one that was collected.
         """
         shift, count = ranges[0].offset % PAGE, ranges[0].count
         alike = all((found.offset % PAGE, found.count) == (shift, count) for found in ranges)
@@ -56,14 +53,11 @@ class Buffers:
             if self._mapped is None:
                 return None
             self._rows = None  # memory that would wait beside the files
-            for row, found in enumerate(ranges):
-                with found.open() as file:
-                    self._mapped.map(row, file, found.offset, found.count)
-            for row, found in enumerate(ranges):
-                self._mapped.wait_for(row, found.offset, found.count)
-                found.counted(found.count)
+            self._mapped.map([found.file.descriptor for found in ranges], [found.offset for found in ranges], count)
         except OSError:
             return None  # reading succeeds, or says what is wrong
+        for found in ranges:
+            found.counted(count)
         return np.asarray(self._mapped)[:, shift : shift + count]
 
 
@@ -94,7 +88,7 @@ class LoadedStripe:
         if self.mapped and lost_pages() != lost_before:
             raise StorageError(
                 "a checkpoint's file could not be read to its end while it was in use",
-                where=", ".join(sorted({found.store.uri for found in self.mapped})),
+                where=f"{self.mapped[0].file.path} or the same file of another step",
                 expected="files that stay as they are, on a disk that works",
                 next_step="run the same command again: finished groups of tensors are kept",
             )

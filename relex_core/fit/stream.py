@@ -3,8 +3,8 @@
     files -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
-stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (buffers.py): what is
-in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
+stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (buffers.py): what
+is in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from relex_core.groups import PlannedTensor
 from relex_core.mapped import lost_pages
 from relex_core.plan import FitPlan
 from relex_core.stripes import Segment, Stripe
+
+MOST_OPEN = 256
+"""Steps of which files are mapped: each has one open, two where its shards meet, and 1024 descriptors are usual."""
 
 
 class ThreadTiles(threading.local):
@@ -187,6 +190,8 @@ class WindowStream:
 
     def _mapped(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe | None:
         """One stripe at every step, without a copy; None where that cannot be."""
+        if len(self._observed) > MOST_OPEN:
+            return None
         pieces = _pieces(stripe)
         ranges = [found for reader in self._observed if (found := reader.file_range(pieces)) is not None]
         if len(ranges) < len(self._observed):

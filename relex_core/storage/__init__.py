@@ -23,7 +23,7 @@ from relex_core.storage.base import (
     replace_seen,
     write_bytes,
 )
-from relex_core.storage.local import LocalStore
+from relex_core.storage.local import LocalStore, OpenFile
 from relex_core.storage.uri import absolute_uri, join_uri, split_uri
 
 PATCH_SUFFIX = ".relexpatch"
@@ -33,6 +33,7 @@ __all__ = [
     "PATCH_SUFFIX",
     "LocalStore",
     "ObjectInfo",
+    "OpenFile",
     "Store",
     "Writer",
     "absolute_uri",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
@@ -51,24 +52,12 @@ class LocalStore:
             return _info(key, _regular(path.stat()))
 
     def read_into(self, key: str, generation: int, offset: int, buffer: memoryview) -> None:
-        with self.open_file(key, generation) as handle:
-            _pread_all(handle, offset, buffer.cast("B"), self._path(key))
+        with closing(self.open_file(key, generation)) as file, _storage_errors(file.path):
+            _pread_all(file.descriptor, offset, buffer.cast("B"), file.path)
 
-    @contextmanager
-    def open_file(self, key: str, generation: int) -> Iterator[int]:
-        """A descriptor of the file, for reading, as long as the block lasts.
-
-        Raises:
-            As `Store.read_into`.
-        """
-        path = self._path(key)
-        with _storage_errors(path):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                _require(path, _regular(os.fstat(handle)), generation)
-                yield handle
-            finally:
-                os.close(handle)
+    def open_file(self, key: str, generation: int) -> OpenFile:
+        """A file to be read by its descriptor. Raises as `Store.read_into`."""
+        return OpenFile(self._path(key), generation)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
         path = self._path(key)
@@ -119,6 +108,27 @@ class LocalStore:
         if key.startswith("/") or ".." in key.split("/"):
             raise StorageError("the name leaves its folder", where=f"{self.uri}/{key}", expected="a name below it")
         return self._root / key
+
+
+class OpenFile:
+    """A file that is open for reading, until its last reference is gone. A file that is deleted, or whose name another
+    one takes, keeps its bytes as long."""
+
+    def __init__(self, path: Path, generation: int) -> None:
+        self.path, self._generation = path, generation
+        with _storage_errors(path):
+            self.descriptor = os.open(path, os.O_RDONLY)
+            self.close = weakref.finalize(self, os.close, self.descriptor)
+            self.check()
+
+    def check(self) -> None:
+        """See that nothing was written into it.
+
+        Raises:
+            CheckpointChanged: something was.
+        """
+        with _storage_errors(self.path):
+            _require(self.path, _regular(os.fstat(self.descriptor)), self._generation)
 
 
 class _CheckedWriter:
