@@ -9,19 +9,15 @@ from relex_core.checkpoints.safetensors_file import ITEM_BYTES
 from relex_core.dtypes import NUMPY_DTYPES, widened
 
 
-def read_stored(reader: Reader, tensor: str, start: int, stop: int, memory: np.ndarray | None = None) -> np.ndarray:
+def read_stored(reader: Reader, tensor: str, start: int, stop: int) -> np.ndarray:
     """Elements `start` to `stop` of a tensor, flattened, in the dtype they are stored in.
-
-    Args:
-        memory: uint8, to read into; None: new.
 
     Raises:
         CheckpointChanged, DataError, StorageError: as the reader does.
     """
     dtype = reader.tensors[tensor].dtype
     item = ITEM_BYTES[dtype]
-    size = (stop - start) * item
-    buffer = np.empty(size, np.uint8) if memory is None else memory[:size]
+    buffer = np.empty((stop - start) * item, np.uint8)
     reader.read([Piece(tensor, start * item, stop * item, 0)], memoryview(buffer))
     return buffer.view(NUMPY_DTYPES[dtype])
 

@@ -34,6 +34,7 @@ from relex_core.checkpoints.contents import StoredTensor, TensorInfo
 from relex_core.checkpoints.reader import TensorReader, open_base
 from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.checkpoints.writer import TensorDescription, safetensors_writer
+from relex_core.dtypes import as_bytes
 from relex_core.errors import DataError, ObjectNotFound
 from relex_core.events import record_event
 from relex_core.fit import FitArtifact, load_fit
@@ -181,20 +182,20 @@ def _write_weights(
 ) -> None:
     """Write all shards of all candidates, shard by shard of the base."""
     shards = _shards(base)
-    weights = sum(stored.numel for stored in base.tensors.values())
+    total = sum(stored.numel for stored in base.tensors.values())
     workers = cores()
-    with progress("extrapolate", weights, unit="weights") as advance, ThreadPoolExecutor(workers) as pool:
+    with progress("extrapolate", total, unit="weights") as advance, ThreadPoolExecutor(workers) as pool:
         for shard, entries in shards.items():
             entries.sort(key=lambda entry: entry.extents[0].offset)
             left = [output for output in outputs if not _shard_is_written(store, shard, output)]
             pieces = (piece for entry in entries for piece in sources.pieces(entry, left)) if left else iter(())
             with ExitStack() as stack:
                 streams = [stack.enter_context(_shard_writer(store, shard, entries, output)) for output in left]
-                mixed = ordered_map(pool, partial(sources.mix, outputs=left), pieces, ahead=workers + 1)
-                for count, data in mixed:
-                    for stream, part in zip(streams, data, strict=True):
-                        stream.write(part)
-                    advance(count)
+                for mixed in ordered_map(pool, partial(sources.mix, outputs=left), pieces, ahead=workers + 1):
+                    for stream, weights in zip(streams, mixed.data, strict=True):
+                        stream.write(as_bytes(weights))
+                    sources.done(mixed)
+                    advance(mixed.count)
 
 
 def _shards(base: TensorReader) -> dict[str, list[StoredTensor]]:

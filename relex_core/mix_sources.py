@@ -7,6 +7,7 @@ held as products of thin matrices until its last piece is mixed.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
@@ -15,9 +16,9 @@ import numpy as np
 
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
-from relex_core.checkpoints.reader import Reader, TensorReader, open_files_reader, open_step
+from relex_core.checkpoints.reader import Piece, Reader, TensorReader, open_files_reader, open_step
 from relex_core.checkpoints.safetensors_file import ITEM_BYTES, read_header
-from relex_core.dtypes import NUMPY_DTYPES, as_bytes
+from relex_core.dtypes import NUMPY_DTYPES
 from relex_core.elements import read_stored, read_tensor
 from relex_core.errors import DataError
 from relex_core.fit import FitArtifact
@@ -26,8 +27,10 @@ from relex_core.fit.key import FIT_KEY
 from relex_core.guidance import Guidance
 from relex_core.lora.factors import LowRank
 from relex_core.manifest import WindowManifest
+from relex_core.mapped import PAGE
 from relex_core.mixes import Mix
 from relex_core.mixing import Column, Slices, Terms, mix_tiles
+from relex_core.rows import Loaded, Rows
 from relex_core.spatial import cut, spectrum
 from relex_core.storage import ObjectInfo, Store, join_uri, open_store
 
@@ -56,17 +59,59 @@ def column_readers(run: str, fit: FitArtifact) -> dict[str, TensorReader]:
     return {column: stored_reader(store, f"fit/{column}-", listed, fit) for column in (*fit.columns, STATE_COLUMN)}
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """A piece of every output."""
+
+    count: int
+    """Weights."""
+    data: Sequence[np.ndarray]
+    """Of each output, "count"."""
+    memory: Sequence[np.ndarray] = ()
+    """What `data` lie in, to be used again."""
+
+
 class _Scratch(threading.local):
-    """Memory of each thread for what pieces are mixed from: used again, because fresh memory costs more than mixing."""
+    """Each thread's memory for what pieces are mixed from: fresh memory costs more than mixing."""
 
     def __init__(self) -> None:
-        self._buffers: dict[object, np.ndarray] = {}
+        self._rows: dict[object, Rows] = {}
+        self._loaded: list[Loaded] = []
 
     def read(self, source: object, reader: Reader, piece: MixedPiece) -> np.ndarray:
-        """As `read_stored`; valid until this thread reads from that source again."""
-        if source not in self._buffers:
-            self._buffers[source] = np.empty(PIECE * max(ITEM_BYTES.values()), np.uint8)
-        return read_stored(reader, piece.name, piece.start, piece.stop, self._buffers[source])
+        """As `read_stored`; valid until this thread reads from that source again, and sound if `check` says so."""
+        if source not in self._rows:
+            self._rows[source] = Rows(1, PIECE * max(ITEM_BYTES.values()) + PAGE)
+        dtype = reader.tensors[piece.name].dtype
+        item = ITEM_BYTES[dtype]
+        size = (piece.stop - piece.start) * item
+        loaded = self._rows[source].load([reader], [Piece(piece.name, piece.start * item, piece.stop * item, 0)], item)
+        self._loaded.append(loaded)
+        return loaded.rows[0, :size].view(NUMPY_DTYPES[dtype])
+
+    def check(self) -> None:
+        """Make sure of what was read since the last time. Raises as `Loaded.check`."""
+        for loaded in self._loaded:
+            loaded.check()
+        self._loaded.clear()
+
+
+class _Results:
+    """Memory for mixed pieces, used again once their bytes are written. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._free = deque[np.ndarray]()
+
+    def take(self) -> np.ndarray:
+        """uint8, for a piece of any dtype."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return np.empty(PIECE * max(ITEM_BYTES.values()), np.uint8)
+
+    def give_back(self, memory: Sequence[np.ndarray]) -> None:
+        """Only what `take` returned."""
+        self._free.extend(memory)
 
 
 class Sources:
@@ -80,7 +125,7 @@ class Sources:
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
         self._observed: dict[int, Reader] = {}
         self._opening = threading.Lock()
-        self._scratch = _Scratch()
+        self._scratch, self._results = _Scratch(), _Results()
 
     def pieces(self, entry: TensorInfo, outputs: Sequence[Output]) -> Iterator[MixedPiece]:
         """One tensor in pieces, with what all of them share."""
@@ -88,14 +133,13 @@ class Sources:
         for start in range(0, entry.numel, PIECE):
             yield MixedPiece(entry.name, start, min(start + PIECE, entry.numel), cuts)
 
-    def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
-        """(weights mixed, their bytes for every output)."""
-        tensor = self._fit.tensors.get(piece.name)
+    def mix(self, piece: MixedPiece, outputs: Sequence[Output]) -> Mixed:
+        """A piece of every output; to be given to `done` once it is written."""
+        tensor, size = self._fit.tensors.get(piece.name), piece.stop - piece.start
         if tensor is None:  # integers: state, not weights
             changed = piece.name in self._fit.changed_state
             source = self._columns[STATE_COLUMN] if changed else self._base
-            kept = read_stored(source, piece.name, piece.start, piece.stop)
-            return piece.stop - piece.start, [as_bytes(kept)] * len(outputs)
+            return Mixed(size, [read_stored(source, piece.name, piece.start, piece.stop)] * len(outputs))
         raw = self._scratch.read("base", self._base, piece)
         mixes = [output.recipe.mix(self._fit, piece.name, self._guidance) for output in outputs]
         along = [_columns_of(mix, output, piece) for mix, output in zip(mixes, outputs, strict=True)]
@@ -103,15 +147,20 @@ class Sources:
         observed = {
             step: self._scratch.read(step, self._step(step), piece) for step in _used(mix.observed for mix in mixes)
         }
-        mixed = mix_tiles(
-            Slices(raw, columns, observed),
-            [Terms(a, mix.observed) for a, mix in zip(along, mixes, strict=True)],
-            [NUMPY_DTYPES[output.dtypes[piece.name]] for output in outputs],
-        )
-        for (_, sound), output in zip(mixed, outputs, strict=True):
-            if not sound:
+        memory = [self._results.take() for _ in outputs]
+        dtypes = [NUMPY_DTYPES[output.dtypes[piece.name]] for output in outputs]
+        results = [room[: size * dtype.itemsize].view(dtype) for room, dtype in zip(memory, dtypes, strict=True)]
+        terms = [Terms(a, mix.observed) for a, mix in zip(along, mixes, strict=True)]
+        sound = mix_tiles(Slices(raw, columns, observed), terms, results)
+        self._scratch.check()
+        for found, output in zip(sound, outputs, strict=True):
+            if not found:
                 raise not_finite(output, piece.name)
-        return piece.stop - piece.start, [as_bytes(weights) for weights, _ in mixed]
+        return Mixed(size, results, memory)
+
+    def done(self, mixed: Mixed) -> None:
+        """Use a piece's memory for another one."""
+        self._results.give_back(mixed.memory)
 
     def _column(self, column: Column, piece: MixedPiece) -> np.ndarray:
         name, rank = column

@@ -39,20 +39,24 @@ class Terms:
     observed: Mapping[int, float]
 
 
-def mix_tiles(slices: Slices, candidates: Sequence[Terms], dtypes: Sequence[np.dtype]) -> list[tuple[np.ndarray, bool]]:
-    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate, "n" each, in its dtype; and whether all of it is finite,
-    or the base's own bytes.
+def mix_tiles(slices: Slices, candidates: Sequence[Terms], results: Sequence[np.ndarray]) -> list[bool]:
+    """W_0 + Σ a_j D_j + Σ b_t Δ_t of every candidate.
 
     Sums are float32, or float64 where a dtype is; tile by tile, so that they stay in the cache. A candidate's bytes do
     not depend on what else is mixed with it.
+
+    Args:
+        results: "n" each, in the candidates' dtypes; are written.
+
+    Returns:
+        of every candidate: whether all of it is finite, or the base's own bytes.
     """
-    results = [np.empty(len(slices.base), dtype) for dtype in dtypes]
     sound = [True] * len(results)
     for start in range(0, len(slices.base), TILE):
         tile = _tile(slices, slice(start, start + TILE))
         for number, (terms, result) in enumerate(zip(candidates, results, strict=True)):
             sound[number] &= _mix(tile, terms, result[start : start + TILE])
-    return list(zip(results, sound, strict=True))
+    return sound
 
 
 def _tile(slices: Slices, tile: slice) -> Slices:

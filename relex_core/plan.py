@@ -170,7 +170,7 @@ def plan_fit(
         fixed = resident + 2 * 2**20 + 2 * largest_group + results + scratch
         # One for each block and for each end of a segment, until the tensor is done.
         grams = (columns // BLOCK_COLUMNS + most_segments(groups, columns)) * gram
-        size = steps * _row_bytes(columns, row_item) + columns * base_item + grams
+        size = steps * _row_bytes(columns, row_item) + _row_bytes(columns, base_item) + grams
         return _Stripes(columns, size, fixed, (memory_budget - fixed) // size)
 
     least, ahead = workers + 2, workers + max(2, workers // 2)  # the second pass holds a stripe per worker and two more
@@ -190,7 +190,7 @@ def plan_fit(
         steps=steps,
         columns=chosen.columns,
         row_bytes=_row_bytes(chosen.columns, row_item),
-        base_row_bytes=chosen.columns * base_item,
+        base_row_bytes=_row_bytes(chosen.columns, base_item),
         buffers=buffers,
         ahead=ahead,
         dear_reads=any(is_distant(c.uri) or c.uri.endswith(PATCH_SUFFIX) for c in manifest.checkpoints),

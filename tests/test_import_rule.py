@@ -53,6 +53,7 @@ ORDER = (
     "dtypes",
     "kernels",
     "mapped",
+    "rows",
     "elements",
     "lora",
     "fit",

@@ -149,8 +149,8 @@ def test_candidates_equal_float64(
     direction = np.random.default_rng(2).standard_normal(columns).astype(DTYPES[dtypes[2]])
     slices = Slices(base, {("direction", None): direction}, {5: step})
     terms = Terms({("direction", None): coefficients[0]}, {5: coefficients[1]})
-    ((found, sound),) = mix_tiles(slices, [terms], [np.dtype(DTYPES[out])])
-    assert sound
+    found = np.empty(columns, DTYPES[out])
+    assert mix_tiles(slices, [terms], [found]) == [True]
     wide = [array.astype(np.float64) for array in (base, direction, step)]
     exact = wide[0] + coefficients[0] * wide[1] + coefficients[1] * (wide[2] - wide[0])
     np.testing.assert_allclose(found.astype(np.float64), exact, rtol=2**-8 if out == "BF16" else 1e-5, atol=1e-6)
@@ -202,12 +202,10 @@ def test_a_candidates_bytes_do_not_depend_on_the_others() -> None:
     (step,), base = window(1, 3000, "F32", "BF16", 0.7)
     direction = np.random.default_rng(2).standard_normal(3000).astype(np.float32)
     slices = Slices(base, {("direction", None): direction}, {5: step, 6: step.astype(np.float64)})
-    dtype, one = np.dtype(np.float32), Terms({("direction", None): 0.3}, {5: 1.7})
-    (alone,), (beside, _) = (
-        mix_tiles(slices, [one], [dtype]),
-        mix_tiles(slices, [one, Terms({}, {6: 0.5})], [dtype] * 2),
-    )
-    np.testing.assert_array_equal(alone[0], beside[0])
+    one, (alone, beside, other) = Terms({("direction", None): 0.3}, {5: 1.7}), np.empty((3, 3000), np.float32)
+    mix_tiles(slices, [one], [alone])
+    mix_tiles(slices, [one, Terms({}, {6: 0.5})], [beside, other])
+    np.testing.assert_array_equal(alone, beside)
 
 
 def test_arrays_that_do_not_belong_together_are_refused(library: ctypes.CDLL) -> None:

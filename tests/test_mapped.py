@@ -20,13 +20,14 @@ from runs import random_base, random_walk, save, stored, write_run
 from safetensors.torch import save_file
 from test_kernels import library  # noqa: F401
 
-from relex_core.checkpoints.reader import FileRange
+from relex_core import rows
+from relex_core.checkpoints.reader import Piece, Reader
 from relex_core.errors import CheckpointChanged, StorageError
-from relex_core.fit import fit, loop, stream
-from relex_core.fit.buffers import Buffers
+from relex_core.fit import fit, loop
 from relex_core.fit.device import resident_bytes
 from relex_core.fit.memory import HostMemory
 from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
+from relex_core.rows import Loaded, Rows
 
 STEPS = [3, 4, 8, 20, 31]
 
@@ -139,16 +140,17 @@ print("went on")
 
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every stripe: whether its files could be mapped."""
+    """Of every stripe: whether the steps' files could be mapped."""
     seen: list[bool] = []
-    whole = Buffers.map
+    whole = Rows._map
 
-    def told(self: Buffers, ranges: list[FileRange], item: int) -> np.ndarray | None:
-        rows = whole(self, ranges, item)
-        seen.append(rows is not None)
-        return rows
+    def told(self: Rows, readers: Sequence[Reader], pieces: Sequence[Piece], item: int) -> Loaded | None:
+        loaded = whole(self, readers, pieces, item)
+        if len(readers) > 1:
+            seen.append(loaded is not None)
+        return loaded
 
-    monkeypatch.setattr(Buffers, "map", told)
+    monkeypatch.setattr(Rows, "_map", told)
     return seen
 
 
@@ -165,7 +167,7 @@ def test_the_fit_has_the_same_bytes_as_without(
 ) -> None:
     found = fit(write_window(tmp_path / "mapped", dtype))
     assert maps and all(maps)
-    monkeypatch.setattr(HostMemory, "mapped", lambda *_: None)
+    monkeypatch.setattr(HostMemory, "maps", False)
     read = fit(write_window(tmp_path / "read", dtype))
     assert not any(maps[len(maps) // 2 :])
     assert (found.tensors, found.bytes_read) == (read.tensors, read.bytes_read)
@@ -201,8 +203,8 @@ def test_files_are_closed_and_never_too_many_open(
     gc.collect()
     assert all(maps) and len(list(Path("/proc/self/fd").iterdir())) <= opened
     maps.clear()
-    monkeypatch.setattr(stream, "MOST_OPEN", len(STEPS) - 1)
-    assert fit(write_window(tmp_path / "many")).tensors == few.tensors and not maps
+    monkeypatch.setattr(rows, "MOST_OPEN", len(STEPS) - 1)
+    assert fit(write_window(tmp_path / "many")).tensors == few.tensors and not any(maps)
 
 
 def during(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
@@ -261,22 +263,23 @@ def test_bytes_that_could_not_be_had_are_refused_although_the_file_looks_the_sam
     path = tmp_path / "trajectory" / "global_step_8" / "model.safetensors"
     content, status = path.read_bytes(), path.stat()
     arrays: list[np.ndarray] = []
-    whole = Buffers.map
+    whole = Rows._map
 
-    def kept(self: Buffers, ranges: list[FileRange], item: int) -> np.ndarray | None:
-        rows = whole(self, ranges, item)
-        assert rows is not None
-        arrays.append(rows)
-        return rows
+    def kept(self: Rows, readers: Sequence[Reader], pieces: Sequence[Piece], item: int) -> Loaded | None:
+        loaded = whole(self, readers, pieces, item)
+        assert loaded is not None
+        if len(readers) > 1:
+            arrays.append(loaded.rows)
+        return loaded
 
     def happens() -> None:
         os.truncate(path, 0)
-        for rows in arrays:
-            rows[STEPS.index(8), : 2 * PAGE].tobytes()
+        for array in arrays:
+            array[STEPS.index(8), : 2 * PAGE].tobytes()
         path.write_bytes(content)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    monkeypatch.setattr(Buffers, "map", kept)
+    monkeypatch.setattr(Rows, "_map", kept)
     during(monkeypatch, happens)
     with pytest.raises(StorageError, match="could not be read") as caught:
         fit(run)

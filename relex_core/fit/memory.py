@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from relex_core.kernels import Kernels, compiled_library, processor_name
-from relex_core.mapped import MappedRows, mapping_library
 from relex_core.stripes import tile_columns
 
 Array = Any
@@ -25,19 +24,14 @@ class Memory(Protocol):
 
     name: str
     """As fit.json calls it: as `kernels.processor_name` or "cuda:0"."""
+    maps: bool
+    """Whether files can be used where they are mapped, instead of `buffer`."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array where the arithmetic is done; dtype: "float32" or "float64"."""
 
     def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
         """uint8 on the host, to read files into and to load from."""
-
-    def mapped(self, rows: int, row_bytes: int) -> MappedRows | None:
-        """Rows on the host that files can be mapped to, where the arithmetic can read files as they are.
-
-        Raises:
-            OSError: there are no more addresses.
-        """
 
     def load(self, array: np.ndarray) -> Array:
         """A host array of at most two dimensions, where the arithmetic is done. It is in use until `fetch`."""
@@ -65,6 +59,8 @@ class HostMemory:
         compiled: use the compiled kernels where they are installed.
     """
 
+    maps = True
+
     def __init__(self, compiled: bool = True) -> None:
         self._library = compiled_library() if compiled else None
         self.name = processor_name(self._library)
@@ -74,10 +70,6 @@ class HostMemory:
 
     def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty(shape, np.uint8)
-
-    def mapped(self, rows: int, row_bytes: int) -> MappedRows | None:
-        library = mapping_library() if self._library else None
-        return MappedRows(library, rows, row_bytes) if library else None
 
     def load(self, array: np.ndarray) -> np.ndarray:
         return array

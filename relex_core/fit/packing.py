@@ -75,7 +75,7 @@ class Packing:
         """
         # Values that are not finite may stand in columns that did not change: the direction shows them, if it is whole.
         sound = part.base_squares is not None and np.isfinite(part.base_squares).all()
-        if kernels is None or changed is None or not sound or part.stripe.mapped:
+        if kernels is None or changed is None or not sound or part.stripe.steps.files:
             self.dense = self.dense or changed is None
             return replace(part, kept=self._whole and self._take_buffers()), None
         size = sum(
@@ -101,7 +101,7 @@ class Packing:
         with self._lock:
             for room in self._rooms:
                 at = room.used
-                if at + size <= room.stripe.rows.nbytes:
+                if at + size <= room.stripe.steps.rows.nbytes:
                     room.used += size
                     room.stripe.waiting += 1
                     return room.stripe, at
@@ -123,7 +123,7 @@ def _sizes(part: Part, columns: int) -> tuple[int, int, int]:
 
 
 def _packed(part: Part, changed: np.ndarray, kernels: Kernels, stripe: LoadedStripe, at: int) -> Part:
-    memory, arrays = stripe.rows.reshape(-1), list[np.ndarray]()
+    memory, arrays = stripe.steps.rows.reshape(-1), list[np.ndarray]()
     dtypes = part.slices.dtype, part.base.dtype, changed.dtype
     for size, dtype in zip(_sizes(part, len(changed)), dtypes, strict=True):
         arrays.append(memory[at : at + size].view(dtype))

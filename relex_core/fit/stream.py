@@ -3,7 +3,7 @@
     files -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
-stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (buffers.py): what
+stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (rows.py): what
 is in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
 """
 
@@ -23,12 +23,8 @@ from relex_core.fit.gram import Tiles, block_grams
 from relex_core.fit.memory import Memory
 from relex_core.fit.packing import Packing, Part
 from relex_core.groups import PlannedTensor
-from relex_core.mapped import lost_pages
 from relex_core.plan import FitPlan
 from relex_core.stripes import Segment, Stripe
-
-MOST_OPEN = 256
-"""Steps of which files are mapped: each has one open, two where its shards meet, and 1024 descriptors are usual."""
 
 
 class ThreadTiles(threading.local):
@@ -73,7 +69,6 @@ class WindowStream:
         self._again: deque[Segment] = deque()
         self._undecided = False  # whether all of a tensor was asked for, and what is to be read again is not known yet
         self._packing: tuple[PlannedTensor, Packing] | None = None
-        self._lost_before = lost_pages()
         self._read_ahead()
 
     def parts(self, tensor: PlannedTensor) -> Iterator[Part]:
@@ -111,7 +106,7 @@ class WindowStream:
         """
         part.stripe.waiting -= 1
         if not part.stripe.waiting:
-            part.stripe.check(self._lost_before)
+            part.stripe.check()
             self._free.append(part.stripe.buffers)
             self._read_ahead()
 
@@ -141,7 +136,7 @@ class WindowStream:
         if self._free:
             return self._free.pop()
         self._unused -= 1
-        return Buffers(self.memory, self._plan.steps, self._plan.row_bytes, self._plan.base_row_bytes)
+        return Buffers.of(self.memory, self._plan.steps, self._plan.row_bytes, self._plan.base_row_bytes)
 
     def _packing_of(self, stripe: Stripe) -> Packing | None:
         """Where the stripe waits for its tensor, if it holds some of one tensor."""
@@ -180,39 +175,21 @@ class WindowStream:
 
     def _read(self, stripe: Stripe, buffers: Buffers, may_map: bool) -> LoadedStripe:
         """Read one stripe at every step and in the base."""
-        loaded = (self._mapped(stripe, buffers) if may_map else None) or self._copied(stripe, buffers)
+        item = max(ITEM_BYTES[segment.tensor.dtype] for segment in stripe.segments)
+        base_item = max(ITEM_BYTES[segment.tensor.base_dtype] for segment in stripe.segments)
+        pieces = [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
-        self._base.read(base_pieces, memoryview(buffers.base))
+        steps = buffers.steps.load(self._observed, pieces, item, may_map=may_map, each=self._map_rows)
+        base = buffers.base.load([self._base], base_pieces, base_item, may_map=may_map)
         self._on_read(sum(map(self._plan.segment_bytes, stripe.segments)))
-        return loaded
-
-    def _mapped(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe | None:
-        """One stripe at every step, without a copy; None where that cannot be."""
-        if len(self._observed) > MOST_OPEN:
-            return None
-        pieces = _pieces(stripe)
-        ranges = [found for reader in self._observed if (found := reader.file_range(pieces)) is not None]
-        if len(ranges) < len(self._observed):
-            return None
-        rows = buffers.map(ranges, max(ITEM_BYTES[segment.tensor.dtype] for segment in stripe.segments))
-        return None if rows is None else LoadedStripe(buffers, rows, len(stripe.segments), ranges)
-
-    def _copied(self, stripe: Stripe, buffers: Buffers) -> LoadedStripe:
-        pieces, rows = _pieces(stripe), buffers.rows()
-        for _ in self._map_rows(lambda reader, row: reader.read(pieces, memoryview(row)), self._observed, rows):
-            pass
-        return LoadedStripe(buffers, rows, len(stripe.segments))
-
-
-def _pieces(stripe: Stripe) -> list[Piece]:
-    return [_piece(segment, ITEM_BYTES[segment.tensor.dtype], segment.at) for segment in stripe.segments]
+        return LoadedStripe(buffers, steps, base, len(stripe.segments))
 
 
 def _part(segment: Segment, loaded: LoadedStripe) -> Part:
     tensor, count = segment.tensor, segment.stop - segment.start
-    rows, base_row = loaded.rows, loaded.buffers.base
+    rows, base_row = loaded.steps.rows, loaded.base.rows[0]
     width, base_width = count * ITEM_BYTES[tensor.dtype], count * ITEM_BYTES[tensor.base_dtype]
     slices = rows[:, segment.at : segment.at + width].view(NUMPY_DTYPES[tensor.dtype])
     base = base_row[segment.base_at : segment.base_at + base_width].view(NUMPY_DTYPES[tensor.base_dtype])

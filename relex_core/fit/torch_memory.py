@@ -29,6 +29,8 @@ TORCH_DTYPES = {
 class TorchMemory:
     """A device of torch; see `Memory`."""
 
+    maps = False  # only pinned memory is copied while the host goes on
+
     def __init__(self, device: torch.device) -> None:
         self._device, self.name = device, str(device)
         self._own = threading.local()
@@ -40,9 +42,6 @@ class TorchMemory:
 
     def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda").numpy()
-
-    def mapped(self, rows: int, row_bytes: int) -> None:
-        return None  # only pinned memory is copied while the host goes on
 
     def load(self, array: np.ndarray) -> Tensor:
         # bfloat16 is unknown to torch.from_numpy: bytes are. Rows of a stripe do not lie side by side, and only

@@ -133,10 +133,10 @@ def write_adapters(
             advance(target.shape[0] * target.shape[1])
         for name in last.whole:
             for piece in sources.pieces(base[name], outputs):
-                count, data = sources.mix(piece, outputs)
-                for stream, part in zip(streams, data, strict=True):
-                    stream.write(part)
-                advance(count)
+                mixed = sources.mix(piece, outputs)
+                for stream, weights in zip(streams, mixed.data, strict=True):
+                    stream.write(as_bytes(weights))
+                advance(mixed.count)
     for output in outputs:
         write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(config, last, output))
     return [_with_errors(output, kept) for output, kept in zip(outputs, written, strict=True)]

@@ -18,7 +18,7 @@ import numpy as np
 from relex_core.candidate import Output, not_finite
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import TensorReader
-from relex_core.dtypes import as_bytes, finite, rounded
+from relex_core.dtypes import finite, rounded
 from relex_core.elements import read_floats, read_stored, read_tensor
 from relex_core.errors import SpecError
 from relex_core.fit.adapter_files import LEFT, RIGHT
@@ -27,7 +27,7 @@ from relex_core.guidance import Guidance
 from relex_core.lora.factors import LowRank, added, nothing
 from relex_core.lora.window import StepAdapter, open_adapter
 from relex_core.manifest import WindowManifest
-from relex_core.mix_sources import PIECE, cut_directions, stored_reader
+from relex_core.mix_sources import PIECE, Mixed, cut_directions, stored_reader
 from relex_core.mixes import Mix
 from relex_core.mixing import Column
 from relex_core.storage import open_store
@@ -87,19 +87,19 @@ class AdapterSources:
             stop = min(start + PIECE, entry.numel)
             yield AdapterPiece(entry.name, start, stop, tuple(move.astype(dtype) for move in moves), cuts)
 
-    def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> tuple[int, list[memoryview]]:
-        """(weights mixed, their bytes for every output)."""
-        stored = self._base.tensors[piece.name]
+    def mix(self, piece: AdapterPiece, outputs: Sequence[Output]) -> Mixed:
+        """A piece of every output."""
+        stored, size = self._base.tensors[piece.name], piece.stop - piece.start
         frozen = piece.name not in self.last.adapter.trained
         if frozen and {output.dtypes[piece.name] for output in outputs} <= {stored.dtype}:
-            state = read_stored(self._base, piece.name, piece.start, piece.stop)
-            return piece.stop - piece.start, [as_bytes(state)] * len(outputs)
+            return Mixed(size, [read_stored(self._base, piece.name, piece.start, piece.stop)] * len(outputs))
         base = read_floats(self._base, piece.name, piece.start, piece.stop)
         base = base.astype(np.float64) if self._wide(piece.name, outputs) else base
-        return piece.stop - piece.start, [
-            as_bytes(_rounded(self._weights(base, piece, number, output), piece, output))
-            for number, output in enumerate(outputs)
-        ]
+        unrounded = (self._weights(base, piece, number, output) for number, output in enumerate(outputs))
+        return Mixed(size, [_rounded(w, piece, output) for w, output in zip(unrounded, outputs, strict=True)])
+
+    def done(self, mixed: Mixed) -> None:
+        """Nothing is used again."""
 
     def _weights(self, base: np.ndarray, piece: AdapterPiece, number: int, output: Output) -> np.ndarray:
         """Weights of one output, unrounded."""
