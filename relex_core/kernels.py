@@ -23,7 +23,7 @@ _DTYPES = {NUMPY_DTYPES[name]: number for number, name in enumerate(("BF16", "F1
 _PROCESSORS = ("cpu", "cpu, AVX2", "cpu, AVX-512")
 
 VERSION = 5
-"""Of kernels.c, as `relex_kernels_version` there."""
+"""Of the library, as `relex_kernels_version` in kernels.c; mapped.c counts, too."""
 
 
 class _Stripe(ctypes.Structure):
@@ -174,7 +174,8 @@ def add_parts(library: ctypes.CDLL, base: np.ndarray, parts: Sequence[Part], out
 
 @cache
 def compiled_library() -> ctypes.CDLL | None:
-    """The compiled kernels.c; None where relex was installed without a C compiler, or from another version's source."""
+    """The compiled library (kernels.c, mapped.c); None where there was no C compiler when relex was installed, or where
+    it is of another version's source."""
     candidates = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
     found = next((path for path in candidates if path.exists()), None)
     if found is None:

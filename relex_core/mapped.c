@@ -43,8 +43,11 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     if (info->si_code > 0 && is_reserved(address)
         && mmap((void *)(address / page * page), page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
         lost++;
-    } else { /* not ours: the access is repeated, and meets whoever was asked before */
-        sigaction(number, &before, NULL);
+    } else { /* not ours: the access is repeated, and meets whoever was asked before; the second time, nobody, for they may
+                ask us: faulthandler, enabled between two reservations, does */
+        static atomic_int passed;
+        if (passed++) signal(number, SIG_DFL);
+        else sigaction(number, &before, NULL);
         if (info->si_code <= 0) raise(number);
     }
     errno = error;
@@ -85,7 +88,7 @@ int relex_unmap(void *start, size_t bytes) {
 }
 
 int relex_map_rows(char *start, size_t bytes, size_t pitch, const int *files, const int64_t *offsets, int rows, size_t count) {
-    const int error = relex_unmap(start, bytes); /* all at once: each row's old pages alone would stop the other threads */
+    const int error = relex_unmap(start, bytes); /* all at once: row by row would interrupt the other threads T times */
     if (error) return error;
     for (int t = 0; t < rows; t++) /* madvise (WILLNEED, POPULATE_READ) costs more than the faults do that it saves */
         if (mmap(start + (size_t)t * pitch, count, PROT_READ, MAP_PRIVATE | MAP_FIXED, files[t], offsets[t]) == MAP_FAILED)

@@ -1,7 +1,7 @@
 """Files mapped over rows of memory (mapped.c): their bytes are used where the page cache has them.
 
-Reading into memory copies every byte, and new memory has to be brought forth; for a window in the page cache that was
-half of the fit. The price: bytes are seen when they are used, not when they are read. So whoever uses them asks
+Reading into memory copies every byte, and new memory has to be brought forth; for a window in the page cache that took
+up to half of the fit. The price: bytes are seen when they are used, not when they are read. So whoever uses them asks
 afterwards whether the files are still what they were, and whether any bytes were lost (`lost_pages`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from relex_core.kernels import compiled_library
@@ -61,8 +61,8 @@ class MappedRows:
         assert len(files) == len(offsets) == self._rows, "a file for each row"
         starts = (ctypes.c_int64 * self._rows)(*(offset - shift for offset in offsets))
         descriptors = (ctypes.c_int * self._rows)(*files)
-        rows = self._pitch, descriptors, starts, self._rows, shift + count
-        self._call(self._library.relex_map_rows, self._start, self._bytes, *rows)
+        function, pitch, rows = self._library.relex_map_rows, self._pitch, self._rows
+        self._call(function, self._start, self._bytes, pitch, descriptors, starts, rows, shift + count)
 
     def clear(self) -> None:
         """Let go of all files.
@@ -72,7 +72,7 @@ class MappedRows:
         """
         self._call(self._library.relex_unmap, self._start, self._bytes)
 
-    def _call(self, function: ctypes._NamedFuncPointer, *arguments: object) -> None:
+    def _call(self, function: Callable[..., int], *arguments: object) -> None:
         if error := function(*arguments):
             raise OSError(error, os.strerror(error))
 

@@ -30,14 +30,14 @@ from relex_core.manifest import WindowManifest
 from relex_core.mapped import PAGE
 from relex_core.mixes import Mix
 from relex_core.mixing import Column, Slices, Terms, mix_tiles
-from relex_core.rows import Loaded, Rows
+from relex_core.rows import Loaded, Rows, check
 from relex_core.spatial import cut, spectrum
 from relex_core.storage import ObjectInfo, Store, join_uri, open_store
 
 K = TypeVar("K")
 
 PIECE = 1024 * 1024
-"""Weights that are read at a time."""
+"""Weights that are mixed at a time."""
 
 FIT_AGAIN = "delete RUN/fit and run relex fit again"
 
@@ -90,9 +90,8 @@ class _Scratch(threading.local):
         return loaded.rows[0, :size].view(NUMPY_DTYPES[dtype])
 
     def check(self) -> None:
-        """Make sure of what was read since the last time. Raises as `Loaded.check`."""
-        for loaded in self._loaded:
-            loaded.check()
+        """Make sure of what was read since the last time. Raises as `relex_core.rows.check`."""
+        check(self._loaded)
         self._loaded.clear()
 
 

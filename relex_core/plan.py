@@ -23,7 +23,7 @@ from relex_core.spec import FitSpec
 from relex_core.storage import PATCH_SUFFIX, is_distant
 from relex_core.stripes import BLOCK_COLUMNS, Segment, Stripe, cut_stripes, most_segments, stripe_count, tile_bytes
 
-# 1 MiB a row in bf16: long enough that opening the file costs nothing beside the read.
+# 1 MiB a row in bf16: long enough that mapping it, or opening the file, costs nothing beside its use.
 MAX_STRIPE_COLUMNS = 512 * 1024
 
 # The largest share of a polynomial's value that may be rounding.
@@ -43,7 +43,7 @@ class FitPlan:
     columns: int
     """Most weights in a stripe."""
     row_bytes: int
-    """Bytes of a stripe's buffer for one step."""
+    """Bytes of a stripe's row for one step: its weights, and a page more."""
     base_row_bytes: int
     buffers: int
     """Stripes held at the same time."""
@@ -51,12 +51,12 @@ class FitPlan:
     """Buffers that are left for reading, whatever waits in the others."""
     dear_reads: bool
     """A second read costs as much as the first one: it comes from a bucket, or is unpacked once more. From a disk it
-    comes out of the page cache, which costs no more than memory to keep the stripes in (docs/performance.md)."""
+    comes out of the page cache."""
     stored_columns: int
     """Directions stored per tensor."""
     direction_item_bytes: int
     peak_bytes: int
-    """Promise: resident memory stays below this, interpreter included."""
+    """Promise: resident memory stays below this, interpreter and pages of mapped files included."""
 
     def stripes(self, group: Group) -> Iterator[Stripe]:
         """The group's stripes in the order of reading; those of a tensor that is not `held` are its own."""
@@ -183,7 +183,8 @@ def plan_fit(
             next_step="raise fit.memory_budget (or --memory-budget), or lower fit.group_size",
         )
     # No more than what the largest tensor and the read-ahead can use: a stripe in work for each thread, and others that
-    # wait for their turn. At T = 100 on two cores one stripe more took 10 to 30 % longer, to bring its memory forth.
+    # wait for their turn. Where stripes are read, one more took 10 to 30 % longer at T = 100 on two
+    # cores, to bring its memory forth.
     buffers = min(chosen.buffers, -(-largest // chosen.columns) + ahead)
     return FitPlan(
         groups=tuple(groups),

@@ -2,7 +2,7 @@
 memory that they are read into.
 
 Bytes that are mapped are seen when they are used, not when they are loaded. So whoever is done with them calls
-`Loaded.check`, and throws away what was made of them if it raises.
+`check`, and throws away what was made of them if it raises.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from relex_core.checkpoints.reader import FileRange, Piece, Reader
 from relex_core.errors import StorageError
 from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
 
-MOST_OPEN = 256
-"""Rows that are mapped at most: each has a file open, two where its shards meet, and 1024 descriptors are usual."""
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -31,22 +28,28 @@ class Loaded:
     lost_before: int = 0
     """What `lost_pages` said before."""
 
-    def check(self) -> None:
-        """Make sure that mapped files were whole and unchanged as long as they were used.
 
-        Raises:
-            CheckpointChanged: something was written into one since it was collected.
-            StorageError: bytes could not be had.
-        """
-        for found in self.files:
+def check(loaded: Iterable[Loaded]) -> None:
+    """Make sure that mapped files were whole and unchanged as long as they were used.
+
+    Args:
+        loaded: what was used together.
+
+    Raises:
+        CheckpointChanged: something was written into one since it was collected.
+        StorageError: bytes could not be had, although no file changed.
+    """
+    mapped = [part for part in loaded if part.files]
+    for part in mapped:  # all files first: a lost page does not say of which file it was
+        for found in part.files:
             found.check()
-        if self.files and lost_pages() != self.lost_before:
-            raise StorageError(
-                "a checkpoint's file could not be read to its end while it was in use",
-                where=f"{self.files[0].file.path} or the same file of another step",
-                expected="files that stay as they are, on a disk that works",
-                next_step="run the same command again: finished work is kept",
-            )
+    if mapped and lost_pages() != min(part.lost_before for part in mapped):
+        raise StorageError(
+            "bytes of a mapped file could not be had while they were in use",
+            where=f"{mapped[0].files[0].file.path}, or another file that was in use",
+            expected="files that stay as they are, on a disk that works",
+            next_step="run the same command again: finished work is kept",
+        )
 
 
 class Rows:
@@ -54,9 +57,8 @@ class Rows:
 
     Args:
         count: T, the rows.
-        row_bytes: most bytes of a row; to be mapped, it begins and ends within a page.
+        row_bytes: most bytes of a row, and a page more: mapped bytes begin and end inside of pages.
         memory: makes uint8 memory of a shape, to read into.
-        may_map: files of this machine may be mapped.
     """
 
     def __init__(
@@ -64,10 +66,8 @@ class Rows:
         count: int,
         row_bytes: int,
         memory: Callable[[tuple[int, int]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
-        *,
-        may_map: bool = True,
     ) -> None:
-        self._shape, self._memory, self._may_map = (count, row_bytes), memory, may_map
+        self._shape, self._memory = (count, row_bytes), memory
         self._own: np.ndarray | None = None
         self._mapped: MappedRows | None = None
 
@@ -106,7 +106,7 @@ class Rows:
 
     def _map(self, readers: Sequence[Reader], pieces: Sequence[Piece], item: int) -> Loaded | None:
         """None where the files cannot be mapped so that all rows begin at the same byte of their memory."""
-        library = mapping_library() if self._may_map and len(readers) <= MOST_OPEN else None
+        library = mapping_library()
         if library is None:
             return None
         files = [found for reader in readers if (found := reader.file_range(pieces)) is not None]
@@ -124,5 +124,5 @@ class Rows:
         except OSError:
             return None  # reading succeeds, or says what is wrong
         for found in files:
-            found.counted(count)
+            found.on_use(count)
         return Loaded(np.asarray(self._mapped)[:, shift : shift + count], files, lost_before)

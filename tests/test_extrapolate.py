@@ -282,9 +282,10 @@ def test_memory_of_a_piece_is_used_again_only_when_it_is_written(
     runs = [many_pieces(tmp_path / name) for name in ("whole", "pieces")]
     names = [found.name for found in extrapolate(runs[0])]
     monkeypatch.setattr("relex_core.mix_sources.PIECE", 1000)
-    if not mapped:
-        monkeypatch.setattr(Rows, "_map", lambda *_: None)
+    met, whole_map = [], Rows._map
+    monkeypatch.setattr(Rows, "_map", lambda *given: met.append(whole_map(*given) if mapped else None) or met[-1])
     assert [found.name for found in extrapolate(runs[1])] == names and len(names) >= 4
+    assert any(met) == (mapped and compiled_library() is not None)
     for name in names:
         whole, pieces = candidate(runs[0], name), candidate(runs[1], name)
         assert all(torch.equal(pieces[tensor], weights) for tensor, weights in whole.items()), name
@@ -292,23 +293,31 @@ def test_memory_of_a_piece_is_used_again_only_when_it_is_written(
 
 @pytest.mark.skipif(compiled_library() is None, reason="files are mapped by the compiled library")
 @pytest.mark.parametrize("change", ["cut", "written to"])
-def test_a_base_that_changes_while_it_is_mixed_is_refused(
-    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("label", "file"),
+    [
+        ("base", "base/model.safetensors"),
+        ("step 11", "trajectory/global_step_11/model.safetensors"),
+        ("direction", "run/fit/direction-00001-of-00001.safetensors"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_mixed_is_refused(
+    label: str, file: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, path = many_pieces(tmp_path), tmp_path / "base" / "model.safetensors"
+    run, path = many_pieces(tmp_path), tmp_path / file
     content, status, mix = path.read_bytes(), path.stat(), mix_sources.mix_tiles
 
     def then_changed(*arguments: Any) -> list[bool]:
         if change == "cut":
             os.truncate(path, 0)
         else:
-            with path.open("r+b") as file:
-                file.write(content)
+            with path.open("r+b") as stream:
+                stream.write(content)
         return mix(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(mix_sources, "mix_tiles", then_changed)
-        with pytest.raises(CheckpointChanged, match="base") as caught:
+        with pytest.raises(CheckpointChanged, match=label) as caught:
             extrapolate(run)
     assert caught.value.exit_code == 4 and str(path) in str(caught.value.where)
     assert not list(Path(run, "candidates").rglob("*.safetensors"))

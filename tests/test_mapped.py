@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -18,16 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import random_base, random_walk, save, stored, write_run
 from safetensors.torch import save_file
+from support import write_checkpoint
 from test_kernels import library  # noqa: F401
 
-from relex_core import rows
-from relex_core.checkpoints.reader import Piece, Reader
+from relex_core.checkpoints import reader
+from relex_core.checkpoints.contents import TensorInfo
+from relex_core.checkpoints.reader import FileRange, Piece, Reader
 from relex_core.errors import CheckpointChanged, StorageError
 from relex_core.fit import fit, loop
 from relex_core.fit.device import resident_bytes
 from relex_core.fit.memory import HostMemory
 from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
-from relex_core.rows import Loaded, Rows
+from relex_core.rows import Loaded, Rows, check
+from relex_core.storage import LocalStore
 
 STEPS = [3, 4, 8, 20, 31]
 
@@ -120,11 +125,13 @@ def test_lost_pages_are_counted_and_the_process_lives(tmp_path: Path) -> None:
     [
         "data = mmap.mmap(file, 0, prot=mmap.PROT_READ); os.truncate(file, 0); data[0]",
         "os.kill(os.getpid(), signal.SIGBUS); time.sleep(10)",
+        "faulthandler.enable(); more = MappedRows(mapping_library(), 1, 1); "
+        "data = mmap.mmap(file, 0, prot=mmap.PROT_READ); os.truncate(file, 0); data[0]",
     ],
 )
 def test_other_bus_errors_end_the_process_as_ever(another: str, tmp_path: Path) -> None:
     script = f"""
-import mmap, os, signal, sys, time
+import faulthandler, mmap, os, signal, sys, time
 from relex_core.mapped import MappedRows, mapping_library
 rows = MappedRows(mapping_library(), 1, mmap.PAGESIZE)
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -136,6 +143,46 @@ print("went on")
     command = [sys.executable, "-c", script, str(tmp_path / "file")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == -signal.SIGBUS and ended.stdout == ""
+
+
+class PlainReader:
+    """Reads a file, or shows that it lies there."""
+
+    label, tensors, bytes_read = "plain", MappingProxyType[str, TensorInfo]({}), 0
+
+    def __init__(self, path: Path) -> None:
+        self._store, self._info = LocalStore(str(path.parent)), LocalStore(str(path.parent)).stat(path.name)
+
+    def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
+        for piece in pieces:
+            part = buffer[piece.at : piece.at + piece.stop - piece.start]
+            self._store.read_into(self._info.name, self._info.generation, piece.start, part)
+
+    def file_range(self, pieces: Iterable[Piece]) -> FileRange:
+        (piece,) = pieces
+        file = self._store.open_file(self._info.name, self._info.generation)
+        return FileRange(self.label, file, piece.start, piece.stop - piece.start, lambda _: None)
+
+
+def test_rows_hold_memory_or_files_but_never_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4000 * PAGE
+    content = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(content)
+    plain, piece = [PlainReader(tmp_path / "file")], [Piece("", 8, size, 0)]
+    held, before = Rows(1, size + PAGE), resident_bytes()
+
+    def loaded(may_map: bool) -> Loaded:
+        found = held.load(plain, piece, 8, may_map=may_map)
+        assert found.rows[0, : size - 8].tobytes() == content[8:] and bool(found.files) is may_map
+        del found
+        gc.collect()
+        assert resident_bytes() - before < 1.5 * size
+        return held.load(plain, piece, 8, may_map=may_map)
+
+    for may_map in (True, False, True, False):
+        check([loaded(may_map)])
+    monkeypatch.setattr(MappedRows, "map", lambda *_: (_ for _ in ()).throw(OSError("no such thing here")))
+    assert not held.load(plain, piece, 8).files, "what cannot be mapped is read"
 
 
 @pytest.fixture
@@ -167,14 +214,38 @@ def test_the_fit_has_the_same_bytes_as_without(
 ) -> None:
     found = fit(write_window(tmp_path / "mapped", dtype))
     assert maps and all(maps)
+    maps.clear()
     monkeypatch.setattr(HostMemory, "maps", False)
     read = fit(write_window(tmp_path / "read", dtype))
-    assert not any(maps[len(maps) // 2 :])
+    assert not maps
     assert (found.tensors, found.bytes_read) == (read.tensors, read.bytes_read)
-    for path in Path(tmp_path, "read", "run", "fit").glob("*.safetensors"):
-        weights = [stored(str(tmp_path / folder / "run")) for folder in ("mapped", "read")]
-        assert weights[0].keys() == weights[1].keys(), path
-        assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    mapped, copied = (stored(str(tmp_path / folder / "run")) for folder in ("mapped", "read"))
+    assert mapped.keys() == copied.keys()
+    assert all(torch.equal(mapped[name], tensor) for name, tensor in copied.items())
+
+
+@pytest.mark.parametrize(("changed", "stripes"), [(1.0, range(150, 199)), (0.1, range(10, 98))])
+def test_of_a_tensor_that_does_not_fit_only_what_may_be_packed_is_read(
+    changed: float, stripes: range, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 98 stripes: all are mapped when they are needed again; before, where most weights change, all but the first."""
+    for module in ("stripes", "plan", "fit.gram"):
+        monkeypatch.setattr(f"relex_core.{module}.BLOCK_COLUMNS", 1024)
+    monkeypatch.setattr("relex_core.plan.MAX_STRIPE_COLUMNS", 1024)
+    planned = loop.plan_fit
+    monkeypatch.setattr(loop, "plan_fit", lambda *a, **k: dataclasses.replace(planned(*a, **k), buffers=8))
+    generator = torch.Generator().manual_seed(0)
+    base = {"weight": torch.randn(100_000, generator=generator).bfloat16()}
+    moves = torch.rand(100_000, generator=generator) < changed
+    walk = random_walk(base, STEPS, size=0.1)
+    fit(
+        write_run(
+            tmp_path,
+            base,
+            {step: {"weight": torch.where(moves, state["weight"], base["weight"])} for step, state in walk.items()},
+        )
+    )
+    assert len(maps) in stripes and all(maps)
 
 
 @pytest.mark.parametrize("longer", ["x" * 8, "x" * 9], ids=["another place in its page", "an odd place"])
@@ -194,17 +265,35 @@ def test_files_laid_out_otherwise_are_read(longer: str, tmp_path: Path, maps: li
     assert maps and not any(maps)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_files_are_closed_and_never_too_many_open(
     tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = write_window(tmp_path / "few")
-    opened = len(list(Path("/proc/self/fd").iterdir()))
-    few = fit(run)
+    """Of a window in several shards a step."""
+    base = random_base(dtype=torch.bfloat16)
+    states, sharded = random_walk(base, STEPS), tmp_path / "sharded"
+    plain = fit(write_run(tmp_path / "plain", base, states, fit={"group_size": 1}))
+    write_checkpoint(sharded / "base", base, shards=len(base))
+    for step, state in states.items():
+        write_checkpoint(sharded / "trajectory" / f"global_step_{step}", state, shards=len(base))
+    run = write_run(sharded, base, states, fit={"group_size": 1})
     gc.collect()
-    assert all(maps) and len(list(Path("/proc/self/fd").iterdir())) <= opened
+    before, most, whole = open_files(), [0], loop.decompose
+
+    def counted(*arguments: object) -> object:
+        most.append(open_files())
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "decompose", counted)
+    monkeypatch.setattr(reader, "MOST_OPEN", len(STEPS) + 3)
     maps.clear()
-    monkeypatch.setattr(rows, "MOST_OPEN", len(STEPS) - 1)
-    assert fit(write_window(tmp_path / "many")).tensors == few.tensors and not any(maps)
+    assert fit(run).tensors == plain.tensors
+    gc.collect()
+    assert any(maps) and not all(maps), "some are mapped, others read"
+    assert max(most) - before <= len(STEPS) + 3 + 8 and open_files() <= before
 
 
 def during(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
@@ -221,11 +310,12 @@ def during(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> No
 
 
 @pytest.mark.parametrize("change", ["cut", "written to"])
+@pytest.mark.parametrize(("label", "folder"), [("base", "base"), ("step 8", "trajectory/global_step_8")])
 def test_a_file_that_changes_while_it_is_mapped_is_refused(
-    change: str, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
+    label: str, folder: str, change: str, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_window(tmp_path)
-    path = tmp_path / "trajectory" / "global_step_8" / "model.safetensors"
+    path = tmp_path / folder / "model.safetensors"
     content, status = path.read_bytes(), path.stat()
 
     def happens() -> None:
@@ -237,7 +327,7 @@ def test_a_file_that_changes_while_it_is_mapped_is_refused(
 
     with monkeypatch.context() as patch:
         during(patch, happens)
-        with pytest.raises(CheckpointChanged, match="step 8") as caught:
+        with pytest.raises(CheckpointChanged, match=label) as caught:
             fit(run)
     assert all(maps) and caught.value.exit_code == 4 and str(path) in str(caught.value.where)
     assert not Path(run, "fit", "fit.json").exists() and len(list(Path(run, "fit").glob("direction*"))) == 2
@@ -281,7 +371,7 @@ def test_bytes_that_could_not_be_had_are_refused_although_the_file_looks_the_sam
 
     monkeypatch.setattr(Rows, "_map", kept)
     during(monkeypatch, happens)
-    with pytest.raises(StorageError, match="could not be read") as caught:
+    with pytest.raises(StorageError, match="could not be had") as caught:
         fit(run)
     assert path.name in str(caught.value.where) and caught.value.exit_code == 5
     assert not Path(run, "fit", "fit.json").exists()

@@ -1,4 +1,5 @@
-"""Reading pieces of one tensor, or of neighbouring tensors, out of checkpoint files as byte ranges."""
+"""Reading pieces of one tensor, or of neighbouring tensors, out of checkpoint files as byte ranges; or showing where
+they lie, to be mapped."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
+from weakref import WeakSet, WeakValueDictionary
 
 from relex_core.checkpoints.checkpoint import open_checkpoint, stored_tensor
 from relex_core.checkpoints.contents import StoredTensor, TensorInfo
@@ -15,6 +17,11 @@ from relex_core.checkpoints.safetensors_file import read_header
 from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
 from relex_core.storage import LocalStore, ObjectInfo, OpenFile, Store, open_store, open_stores
+
+MOST_OPEN = 512
+"""Files that this process maps at the same time; 1024 descriptors are usual. What lies in others is read."""
+
+_open_files: WeakSet[OpenFile] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Reader(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """Weight bytes read so far."""
+        """Weight bytes read or mapped so far."""
 
     def read(self, pieces: Iterable[Piece], buffer: memoryview) -> None:
         """Read `pieces` into `buffer`.
@@ -51,7 +58,14 @@ class Reader(Protocol):
         """
 
     def file_range(self, pieces: Iterable[Piece]) -> FileRange | None:
-        """Where `pieces` lie side by side, as in the buffer, in a file of this machine; None if they do not."""
+        """Where `pieces` lie side by side, as in the buffer, in a file of this machine.
+
+        Returns:
+            None if they do not, or if too many files are open already.
+
+        Raises:
+            As `read`.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,14 +77,15 @@ class FileRange:
     file: OpenFile
     offset: int
     count: int
-    counted: Callable[[int], None]
-    """To be told of bytes that are used, as if they had been read."""
+    on_use: Callable[[int], None]
+    """Called with the number of bytes that are mapped: they count as read."""
 
     def check(self) -> None:
-        """See that the file is still what it was when it was opened.
+        """See that the file is still what was collected.
 
         Raises:
             CheckpointChanged: something was written into it.
+            StorageError: the storage failed.
         """
         with _told_of_change(self.label):
             self.file.check()
@@ -98,8 +113,10 @@ class TensorReader:
         self._store = store
         self._bytes_read = 0
         self._lock = Lock()
-        self._last: tuple[str, OpenFile | None] = "", None
-        """The file that was asked for last: most ranges lie in the same one."""
+        self._open_files: WeakValueDictionary[str, OpenFile] = WeakValueDictionary()
+        """By name: each is open once, as long as bytes of it are in use."""
+        self._last: OpenFile | None = None
+        """Stays open: most ranges lie in the file that was asked for last."""
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -124,15 +141,22 @@ class TensorReader:
         if len(ranges) != 1:
             return None
         info, offset, _, count = ranges[0]
-        return FileRange(self.label, self._open(self._store, info), offset, count, self._count)
+        file = self._open(self._store, info)
+        return FileRange(self.label, file, offset, count, self._count) if file else None
 
-    def _open(self, store: LocalStore, info: ObjectInfo) -> OpenFile:
-        name, file = self._last
-        if file is None or name != info.name:
-            with _told_of_change(self.label):
-                file = store.open_file(info.name, info.generation)
-            self._last = info.name, file
-        return file
+    def _open(self, store: LocalStore, info: ObjectInfo) -> OpenFile | None:
+        """None where too many files are open already."""
+        with self._lock:
+            file = self._open_files.get(info.name)
+            if file is None:
+                if len(_open_files) >= MOST_OPEN:
+                    return None
+                with _told_of_change(self.label):
+                    file = store.open_file(info.name, info.generation)
+                self._open_files[info.name] = file
+                _open_files.add(file)
+            self._last = file
+            return file
 
     def _count(self, count: int) -> None:
         with self._lock:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relex_core.fit.memory import Memory
-from relex_core.rows import Loaded, Rows
+from relex_core.rows import Loaded, Rows, check
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """For one stripe after the other."""
+    """What one stripe after the other is loaded into."""
 
     steps: Rows
+    """T rows."""
     base: Rows
-
-    @classmethod
-    def of(cls, memory: Memory, steps: int, row_bytes: int, base_row_bytes: int) -> Buffers:
-        """Where the arithmetic can use it."""
-        return cls(
-            Rows(steps, row_bytes, memory.buffer, may_map=memory.maps),
-            Rows(1, base_row_bytes, memory.buffer, may_map=memory.maps),
-        )
+    """One."""
 
 
 @dataclass
@@ -35,6 +28,5 @@ class LoadedStripe:
     """Parts that are not done yet."""
 
     def check(self) -> None:
-        """Raises as `Loaded.check`."""
-        self.steps.check()
-        self.base.check()
+        """Make sure of what was used. Raises as `relex_core.rows.check`."""
+        check((self.steps, self.base))

@@ -19,6 +19,7 @@ import numpy as np
 
 from relex_core.checkpoints.reader import Reader, TensorReader, open_base, open_window_readers
 from relex_core.dtypes import NUMPY_DTYPES
+from relex_core.errors import DataError
 from relex_core.fit.basis import Basis, Spectrum, decompose, stored_basis
 from relex_core.fit.checks import FittedSoFar, refuse_non_finite, refuse_non_finite_directions
 from relex_core.fit.device import choose_memory, one_thread_per_call, peak_resident_bytes, resident_bytes
@@ -156,7 +157,7 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
         parts: list[Part | Segment] = []
         for part in stream.parts(tensor):
             assert part.grams is not None and part.base_squares is not None
-            refuse_non_finite(part, context.manifest)
+            _refuse_non_finite(part, context.manifest)
             for gram, base_square in zip(part.grams, part.base_squares, strict=True):
                 grams += gram
                 square += float(base_square)
@@ -177,6 +178,14 @@ def _fit_group(context: FitContext, group: Group, stream: WindowStream) -> _Fitt
                 directions = _checked(tensor, directions, context.manifest)
             written.add(tensor, basis, directions)
     return _FittedGroup(group, result, spectra, written)
+
+
+def _refuse_non_finite(part: Part, manifest: WindowManifest) -> None:
+    try:
+        refuse_non_finite(part, manifest)
+    except DataError:
+        part.stripe.check()  # a file that is being written to says nothing about the run
+        raise
 
 
 def _store_group(context: FitContext, meter: _Meter, fitted: _FittedGroup) -> GroupResult:

@@ -58,8 +58,8 @@ class Packing:
     """
 
     def __init__(self, most: int, whole: bool) -> None:
-        self.dense = False
-        """Whether a part was met of which most columns changed."""
+        self.in_vain = False
+        """Whether a part was met that cannot be packed: most of its columns changed, or no kernel told which did."""
         self._left, self._whole = most, whole
         self._rooms: list[_Room] = []
         self._lock = Lock()
@@ -76,7 +76,7 @@ class Packing:
         # Values that are not finite may stand in columns that did not change: the direction shows them, if it is whole.
         sound = part.base_squares is not None and np.isfinite(part.base_squares).all()
         if kernels is None or changed is None or not sound or part.stripe.steps.files:
-            self.dense = self.dense or changed is None
+            self.in_vain = self.in_vain or changed is None
             return replace(part, kept=self._whole and self._take_buffers()), None
         size = sum(
             map(_aligned, _sizes(part, len(changed)))

@@ -3,8 +3,8 @@
     files -> buffers -> (Gram matrices and packing, in the same thread) -> parts of tensors, in order
 
 There are as many buffers as the plan allows; a buffer goes back as soon as every tensor in it is done, and the next
-stripe is read into it. Unless the stripe is to be packed, files of this machine are mapped instead (rows.py): what
-is in the page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
+stripe is read into it. Stripes that are not to be packed are mapped where they lie in files (rows.py): what is in the
+page cache need not be copied. The order of stripes is fixed, so the main thread can wait for them one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from relex_core.fit.memory import Memory
 from relex_core.fit.packing import Packing, Part
 from relex_core.groups import PlannedTensor
 from relex_core.plan import FitPlan
+from relex_core.rows import Rows
 from relex_core.stripes import Segment, Stripe
 
 
@@ -136,7 +137,8 @@ class WindowStream:
         if self._free:
             return self._free.pop()
         self._unused -= 1
-        return Buffers.of(self.memory, self._plan.steps, self._plan.row_bytes, self._plan.base_row_bytes)
+        plan, buffer = self._plan, self.memory.buffer
+        return Buffers(Rows(plan.steps, plan.row_bytes, buffer), Rows(1, plan.base_row_bytes, buffer))
 
     def _packing_of(self, stripe: Stripe) -> Packing | None:
         """Where the stripe waits for its tensor, if it holds some of one tensor."""
@@ -154,8 +156,10 @@ class WindowStream:
         Returns:
             (its parts, buffers that are free again)
         """
-        unpacked = (packing and packing.dense) or all(self._plan.held(segment.tensor) for segment in stripe.segments)
-        loaded, tiles = self._read(stripe, buffers, may_map=unpacked), self.scratch.tiles
+        # Only what is packed is written to: nothing of a tensor that is held, or that turned out not to be packed.
+        held = all(self._plan.held(segment.tensor) for segment in stripe.segments)
+        loaded = self._read(stripe, buffers, may_map=held or (packing is not None and packing.in_vain))
+        tiles = self.scratch.tiles
         parts, changed = list[Part](), None
         with self.memory.in_order():
             for segment in stripe.segments:
@@ -167,6 +171,8 @@ class WindowStream:
         if packing is None:
             return parts, None
         kept, free = packing.keep(parts[0], changed, tiles.kernels)
+        if free is not None:
+            loaded.check()  # its bytes lie elsewhere now
         return [kept], free
 
     def _reload(self, segment: Segment, buffers: Buffers) -> tuple[list[Part], None]:
@@ -181,6 +187,7 @@ class WindowStream:
         base_pieces = [
             _piece(segment, ITEM_BYTES[segment.tensor.base_dtype], segment.base_at) for segment in stripe.segments
         ]
+        may_map = may_map and self.memory.maps
         steps = buffers.steps.load(self._observed, pieces, item, may_map=may_map, each=self._map_rows)
         base = buffers.base.load([self._base], base_pieces, base_item, may_map=may_map)
         self._on_read(sum(map(self._plan.segment_bytes, stripe.segments)))

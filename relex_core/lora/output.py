@@ -136,6 +136,7 @@ def write_adapters(
                 mixed = sources.mix(piece, outputs)
                 for stream, weights in zip(streams, mixed.data, strict=True):
                     stream.write(as_bytes(weights))
+                sources.done(mixed)
                 advance(mixed.count)
     for output in outputs:
         write_bytes(store, f"{output.folder}/{CONFIG_FILE}", _config(config, last, output))

@@ -95,8 +95,10 @@ class AdapterSources:
             return Mixed(size, [read_stored(self._base, piece.name, piece.start, piece.stop)] * len(outputs))
         base = read_floats(self._base, piece.name, piece.start, piece.stop)
         base = base.astype(np.float64) if self._wide(piece.name, outputs) else base
-        unrounded = (self._weights(base, piece, number, output) for number, output in enumerate(outputs))
-        return Mixed(size, [_rounded(w, piece, output) for w, output in zip(unrounded, outputs, strict=True)])
+        mixed = [
+            _rounded(self._weights(base, piece, number, output), piece, output) for number, output in enumerate(outputs)
+        ]
+        return Mixed(size, mixed)
 
     def done(self, mixed: Mixed) -> None:
         """Nothing is used again."""

@@ -126,6 +126,7 @@ class OpenFile:
 
         Raises:
             CheckpointChanged: something was.
+            StorageError: the storage failed.
         """
         with _storage_errors(self.path):
             _require(self.path, _regular(os.fstat(self.descriptor)), self._generation)
