@@ -228,7 +228,7 @@ def test_the_fit_has_the_same_bytes_as_without(
 def test_of_a_tensor_that_does_not_fit_only_what_may_be_packed_is_read(
     changed: float, stripes: range, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 98 stripes: all are mapped when they are needed again; before, where most weights change, all but the first."""
+    """All 98 stripes are mapped when they are needed again; before, where most weights change, all but the first ones."""
     for module in ("stripes", "plan", "fit.gram"):
         monkeypatch.setattr(f"relex_core.{module}.BLOCK_COLUMNS", 1024)
     monkeypatch.setattr("relex_core.plan.MAX_STRIPE_COLUMNS", 1024)
