@@ -36,16 +36,20 @@ static int is_reserved(uintptr_t address) {
     return 0;
 }
 
+/* Puts an empty page where one was lost; returns whether it could. */
+static int replace_page(uintptr_t address) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    lost++; /* first: other threads may see the empty page at once */
+    return mmap((void *)(address / page * page), page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
 static void on_bus_error(int number, siginfo_t *info, void *context) {
+    static atomic_int passed;
     const int error = errno;
-    const uintptr_t address = (uintptr_t)info->si_addr, page = (uintptr_t)sysconf(_SC_PAGESIZE);
     (void)context;
-    if (info->si_code > 0 && is_reserved(address)
-        && mmap((void *)(address / page * page), page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
-        lost++;
-    } else { /* not ours: the access is repeated, and meets whoever was asked before; the second time, nobody, for they may
-                ask us: faulthandler, enabled between two reservations, does */
-        static atomic_int passed;
+    if (info->si_code <= 0 || !is_reserved((uintptr_t)info->si_addr) || !replace_page((uintptr_t)info->si_addr)) {
+        /* Not ours: the access is repeated, and meets whoever was asked before; the second time nobody, for they may ask us:
+           Python's faulthandler does, enabled between two reservations. */
         if (passed++) signal(number, SIG_DFL);
         else sigaction(number, &before, NULL);
         if (info->si_code <= 0) raise(number);

@@ -8,7 +8,7 @@ Bytes that are mapped are seen when they are used, not when they are loaded. So 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
 class Loaded:
     """The same bytes of several checkpoints."""
 
-    rows: np.ndarray
-    """uint8 "T n"; read-only where they are mapped."""
+    rows: np.ndarray = field(repr=False)
+    """uint8 "T n"; read-only where they are mapped, and gone when something else is loaded."""
     files: Sequence[FileRange] = ()
     """What is mapped to the rows; nothing where they were read."""
     lost_before: int = 0

@@ -27,9 +27,10 @@ from relex_core.checkpoints import reader
 from relex_core.checkpoints.contents import TensorInfo
 from relex_core.checkpoints.reader import FileRange, Piece, Reader
 from relex_core.errors import CheckpointChanged, StorageError
-from relex_core.fit import fit, loop
+from relex_core.fit import buffers, fit, loop
 from relex_core.fit.device import resident_bytes
 from relex_core.fit.memory import HostMemory
+from relex_core.fit.stream import WindowStream
 from relex_core.mapped import PAGE, MappedRows, lost_pages, mapping_library
 from relex_core.rows import Loaded, Rows, check
 from relex_core.storage import LocalStore
@@ -169,7 +170,7 @@ def test_rows_hold_memory_or_files_but_never_both(tmp_path: Path, monkeypatch: p
     content = np.random.default_rng(0).bytes(size)
     (tmp_path / "file").write_bytes(content)
     plain, piece = [PlainReader(tmp_path / "file")], [Piece("", 8, size, 0)]
-    held, before = Rows(1, size + PAGE), resident_bytes()
+    held, before = Rows(1, size + PAGE, HostMemory().buffer), resident_bytes()
 
     def loaded(may_map: bool) -> Loaded:
         found = held.load(plain, piece, 8, may_map=may_map)
@@ -179,10 +180,23 @@ def test_rows_hold_memory_or_files_but_never_both(tmp_path: Path, monkeypatch: p
         assert resident_bytes() - before < 1.5 * size
         return held.load(plain, piece, 8, may_map=may_map)
 
-    for may_map in (True, False, True, False):
+    for may_map in (True, False, True, False, True):
         check([loaded(may_map)])
     monkeypatch.setattr(MappedRows, "map", lambda *_: (_ for _ in ()).throw(OSError("no such thing here")))
     assert not held.load(plain, piece, 8).files, "what cannot be mapped is read"
+
+
+def test_a_file_that_is_cut_is_refused_before_its_time_says_so(tmp_path: Path) -> None:
+    """Bytes behind the cut, in the same page, are zeros then, and nobody gets a signal."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * PAGE)
+    store, status = LocalStore(str(tmp_path)), path.stat()
+    file = store.open_file("file", store.stat("file").generation, PAGE)
+    file.check()
+    os.truncate(path, PAGE - 100)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CheckpointChanged, match="cut or grew"):
+        file.check()
 
 
 @pytest.fixture
@@ -224,11 +238,8 @@ def test_the_fit_has_the_same_bytes_as_without(
     assert all(torch.equal(mapped[name], tensor) for name, tensor in copied.items())
 
 
-@pytest.mark.parametrize(("changed", "stripes"), [(1.0, range(150, 199)), (0.1, range(10, 98))])
-def test_of_a_tensor_that_does_not_fit_only_what_may_be_packed_is_read(
-    changed: float, stripes: range, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All 98 stripes are mapped when they are needed again; before, where most weights change, all but the first ones."""
+def write_large_tensor(root: Path, changed: float, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A window of one tensor, of 98 stripes, of which eight fit into memory."""
     for module in ("stripes", "plan", "fit.gram"):
         monkeypatch.setattr(f"relex_core.{module}.BLOCK_COLUMNS", 1024)
     monkeypatch.setattr("relex_core.plan.MAX_STRIPE_COLUMNS", 1024)
@@ -237,15 +248,40 @@ def test_of_a_tensor_that_does_not_fit_only_what_may_be_packed_is_read(
     generator = torch.Generator().manual_seed(0)
     base = {"weight": torch.randn(100_000, generator=generator).bfloat16()}
     moves = torch.rand(100_000, generator=generator) < changed
-    walk = random_walk(base, STEPS, size=0.1)
-    fit(
-        write_run(
-            tmp_path,
-            base,
-            {step: {"weight": torch.where(moves, state["weight"], base["weight"])} for step, state in walk.items()},
-        )
-    )
+    states = random_walk(base, STEPS, size=0.1)
+    for state in states.values():
+        state["weight"] = torch.where(moves, state["weight"], base["weight"])
+    return write_run(root, base, states)
+
+
+@pytest.mark.parametrize(("changed", "stripes"), [(1.0, range(150, 199)), (0.1, range(10, 98))])
+def test_of_a_tensor_that_does_not_fit_only_what_may_be_packed_is_read(
+    changed: float, stripes: range, tmp_path: Path, maps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stripes are mapped when they are needed again; before, if most weights change, all but the first ones."""
+    fit(write_large_tensor(tmp_path, changed, monkeypatch))
     assert len(maps) in stripes and all(maps)
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "packed"])
+def test_all_that_was_mapped_is_checked(held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases, too, where the steps are read: a base's part may be packed into memory of another stripe."""
+    met: list[Loaded] = []
+    checked: list[Loaded] = []
+    whole, checks, read = Rows._map, buffers.check, WindowStream._read
+
+    def bases(self: Rows, readers: Sequence[Reader], pieces: Sequence[Piece], item: int) -> Loaded | None:
+        loaded = whole(self, readers, pieces, item) if len(readers) == 1 else None
+        met.extend([loaded] if loaded else [])
+        return loaded
+
+    run = write_window(tmp_path) if held else write_large_tensor(tmp_path, 0.1, monkeypatch)
+    monkeypatch.setattr(WindowStream, "_read", lambda *given, may_map: read(*given, may_map=True))
+    monkeypatch.setattr(Rows, "_map", bases)
+    monkeypatch.setattr(buffers, "check", lambda loaded: (checked.extend(loaded), checks(loaded)))
+    fit(run)
+    unchecked = len({id(loaded) for loaded in met} - {id(loaded) for loaded in checked})
+    assert len(met) >= 3 and unchecked == 0
 
 
 @pytest.mark.parametrize("longer", ["x" * 8, "x" * 9], ids=["another place in its page", "an odd place"])
@@ -288,7 +324,7 @@ def test_files_are_closed_and_never_too_many_open(
         return whole(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "decompose", counted)
-    monkeypatch.setattr(reader, "MOST_OPEN", len(STEPS) + 3)
+    monkeypatch.setattr(reader, "most_open", lambda: len(STEPS) + 3)
     maps.clear()
     assert fit(run).tensors == plain.tensors
     gc.collect()

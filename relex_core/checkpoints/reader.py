@@ -3,6 +3,7 @@ they lie, to be mapped."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -18,10 +19,17 @@ from relex_core.errors import CheckpointChanged, DataError, ObjectNotFound
 from relex_core.manifest import CheckpointRecord, FileRecord, WindowManifest
 from relex_core.storage import LocalStore, ObjectInfo, OpenFile, Store, open_store, open_stores
 
-MOST_OPEN = 512
-"""Files that this process maps at the same time; 1024 descriptors are usual. What lies in others is read."""
-
 _open_files: WeakSet[OpenFile] = WeakSet()
+"""Of all readers."""
+
+
+def most_open() -> int:
+    """Files that this process maps at the same time: half of the descriptors that it may have, usually 512.
+
+    What lies in others is read.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**20 if most == resource.RLIM_INFINITY else most // 2
 
 
 @dataclass(frozen=True)
@@ -149,10 +157,10 @@ class TensorReader:
         with self._lock:
             file = self._open_files.get(info.name)
             if file is None:
-                if len(_open_files) >= MOST_OPEN:
+                if len(_open_files) >= most_open():
                     return None
                 with _told_of_change(self.label):
-                    file = store.open_file(info.name, info.generation)
+                    file = store.open_file(info.name, info.generation, info.size)
                 self._open_files[info.name] = file
                 _open_files.add(file)
             self._last = file

@@ -6,6 +6,8 @@ the CPU: it is loaded in a tenth of the time that torch takes, and converts bflo
 
 from __future__ import annotations
 
+import math
+import mmap
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,7 +71,11 @@ class HostMemory:
         return np.empty(shape, dtype)
 
     def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.empty(shape, np.uint8)
+        # Not malloc's, which may keep what it has back: a stripe's memory must go once files are mapped instead.
+        memory = mmap.mmap(-1, math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)  # as numpy does
+        return np.frombuffer(memory, np.uint8).reshape(shape)
 
     def load(self, array: np.ndarray) -> np.ndarray:
         return array

@@ -19,6 +19,8 @@ from relex_core.storage.base import ObjectInfo, Writer
 # So much is written before the disk is told to begin with it.
 WRITE_BACK_BYTES = 16 * 2**20
 
+COLLECT_AGAIN = "collect again into a new run directory, once the trainer has stopped writing there"
+
 
 class LocalStore:
     """A folder. Writes go to a hidden temporary name in the same folder, are synced, and then renamed.
@@ -55,9 +57,16 @@ class LocalStore:
         with closing(self.open_file(key, generation)) as file, _storage_errors(file.path):
             _pread_all(file.descriptor, offset, buffer.cast("B"), file.path)
 
-    def open_file(self, key: str, generation: int) -> OpenFile:
-        """A file to be read by its descriptor. Raises as `Store.read_into`."""
-        return OpenFile(self._path(key), generation)
+    def open_file(self, key: str, generation: int, size: int | None = None) -> OpenFile:
+        """A file to be read by its descriptor.
+
+        Args:
+            size: bytes that it must have; None: any.
+
+        Raises:
+            As `Store.read_into`.
+        """
+        return OpenFile(self._path(key), generation, size)
 
     def create(self, key: str, data: bytes) -> ObjectInfo:
         path = self._path(key)
@@ -114,8 +123,8 @@ class OpenFile:
     """A file that is open for reading, until its last reference is gone. A file that is deleted, or whose name another
     one takes, keeps its bytes as long."""
 
-    def __init__(self, path: Path, generation: int) -> None:
-        self.path, self._generation = path, generation
+    def __init__(self, path: Path, generation: int, size: int | None) -> None:
+        self.path, self._generation, self._size = path, generation, size
         with _storage_errors(path):
             self.descriptor = os.open(path, os.O_RDONLY)
             self.close = weakref.finalize(self, os.close, self.descriptor)
@@ -129,7 +138,15 @@ class OpenFile:
             StorageError: the storage failed.
         """
         with _storage_errors(self.path):
-            _require(self.path, _regular(os.fstat(self.descriptor)), self._generation)
+            status = _regular(os.fstat(self.descriptor))
+            _require(self.path, status, self._generation)
+            if self._size not in (None, status.st_size):  # ext4 cuts a file first, and changes its time afterwards
+                raise CheckpointChanged(
+                    f"the file was cut or grew while it was in use: {status.st_size} bytes",
+                    where=str(self.path),
+                    expected=f"{self._size} bytes, as first seen",
+                    next_step=COLLECT_AGAIN,
+                )
 
 
 class _CheckedWriter:
@@ -190,7 +207,7 @@ def _require(path: Path, status: os.stat_result, generation: int) -> None:
             f"the file was replaced while it was in use (modified at {status.st_mtime_ns} ns)",
             where=str(path),
             expected=f"the file as first seen (modified at {generation} ns)",
-            next_step="collect again into a new run directory, once the trainer has stopped writing there",
+            next_step=COLLECT_AGAIN,
         )
 
 
