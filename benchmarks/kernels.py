@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from relex_core.fit.gram import Tiles, block_grams, mix
 from relex_core.fit.memory import HostMemory
+from relex_core.mapped import PAGE
 
 COLUMNS = 512 * 1024
 CASES = (  # steps, dtype, share of the weights that ever change
@@ -57,7 +58,9 @@ def walk(steps: int, dtype: type, changed: float) -> tuple[np.ndarray, np.ndarra
     base = (0.02 * generator.standard_normal(COLUMNS, np.float32)).astype(dtype)
     moves = np.cumsum(5e-5 * generator.standard_normal((steps, COLUMNS), np.float32), axis=0)
     moves[:, generator.random(COLUMNS) >= changed] = 0
-    return (base.astype(np.float32) + moves).astype(dtype), base
+    rows = np.empty((steps, COLUMNS + PAGE), dtype)[:, :COLUMNS]  # as in a stripe: a power of two apart is slower
+    rows[...] = base.astype(np.float32) + moves
+    return rows, base
 
 
 def measured(slices: np.ndarray, base: np.ndarray, memory: HostMemory) -> tuple[float, float]:
