@@ -183,8 +183,8 @@ def plan_fit(
             next_step="raise fit.memory_budget (or --memory-budget), or lower fit.group_size",
         )
     # No more than what the largest tensor and the read-ahead can use: a stripe in work for each thread, and others that
-    # wait for their turn. Where stripes are read, one more took 10 to 30 % longer at T = 100 on two
-    # cores, to bring its memory forth.
+    # wait for their turn. Where stripes are read, one more took 10 to 30 % longer at T = 100 on two cores, to bring its
+    # memory forth.
     buffers = min(chosen.buffers, -(-largest // chosen.columns) + ahead)
     return FitPlan(
         groups=tuple(groups),

@@ -109,12 +109,15 @@ class Rows:
         library = mapping_library()
         if library is None:
             return None
-        files = [found for reader in readers if (found := reader.file_range(pieces)) is not None]
-        places = {(found.offset % PAGE, found.count) for found in files}
-        if len(files) < len(readers) or len(places) > 1:
-            return None
-        ((shift, count),) = places
-        if shift % item:
+        files: list[FileRange] = []
+        for reader in readers:
+            found = reader.file_range(pieces)
+            if found is None:
+                return None
+            files.append(found)
+        shift, count = files[0].offset % PAGE, files[0].count
+        alike = all((found.offset % PAGE, found.count) == (shift, count) for found in files)
+        if not alike or shift % item:
             return None
         lost_before = lost_pages()
         try:
